@@ -1,0 +1,271 @@
+"""What makes two experiments the same: values with a printed form, a canonical form and a hash.
+
+A `Component` is a frozen dataclass that checks itself, prints as the Python that makes it and
+has a fingerprint that is the same in every process. Everything that can change a result is a
+component; hardware, paths and trackers are not, by type.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import json
+import math
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+
+Canonical = None | bool | int | float | str | list[Any] | dict[str, Any]
+C = TypeVar("C", bound="Component")
+
+
+def nearest(value: object, choices: Iterable[object]) -> str:
+    """A hint that names the closest of the valid choices, or lists them all."""
+    names = [str(choice) for choice in choices]
+    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"choose one of: {', '.join(names)}"
+
+
+@dataclass_transform(frozen_default=True)
+class Component:
+    """A value: compares, hashes, enumerates and prints as the Python that makes it.
+
+    A subclass only declares typed fields and, where a rule goes beyond the types, `check`; it
+    becomes a frozen dataclass by itself. `version` is part of the identity: raise it when a change
+    of the code changes what the same fields compute.
+
+    Raises:
+        TypeError: an unknown field, or a field of the wrong type.
+        ValueError: a field outside its rule (raised by `check`).
+    """
+
+    version: ClassVar[int] = 1
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True, repr=False)(cls)
+
+    def __new__(cls, *args: Any, **fields: Any) -> Self:
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in fields:
+            if name not in known:
+                hint = nearest(name, known) if known else "it has no fields"
+                raise TypeError(f"{cls.__name__} has no field {name!r}; {hint}")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        hints = _field_types(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = _conform(getattr(self, field.name), hints[field.name])
+            if value is _MISFIT:
+                raise TypeError(_misfit(self, field.name, hints[field.name]))
+            object.__setattr__(self, field.name, value)
+        self.check()
+
+    def check(self) -> None:
+        """Raises ValueError where the fields break a rule that types cannot say."""
+
+    def __str__(self) -> str:
+        shown = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.default is dataclasses.MISSING:  # required fields come first: no name needed
+                shown.append(_python(value))
+            elif value != field.default:
+                shown.append(f"{field.name}={_python(value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    __repr__ = __str__
+
+
+def field_names(value: Component | type[Component]) -> list[str]:
+    """The names of a component's fields, in order."""
+    return [field.name for field in dataclasses.fields(value)]  # type: ignore[arg-type]
+
+
+def replace(value: C, **changes: Any) -> C:
+    """A copy with some fields changed; unknown ones are refused with the nearest name."""
+    fields = {name: getattr(value, name) for name in field_names(value)}
+    return type(value)(**{**fields, **changes})
+
+
+def _python(value: Any) -> str:
+    if isinstance(value, tuple):
+        inner = ", ".join(_python(item) for item in value)
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k!r}: {_python(v)}" for k, v in value.items()) + "}"
+    return repr(value)
+
+
+# --- types of fields ------------------------------------------------------------------------------
+
+_MISFIT = object()
+
+
+def _field_types(cls: type) -> dict[str, Any]:
+    if "_types" not in cls.__dict__:
+        cls._types = typing.get_type_hints(cls)  # type: ignore[attr-defined]
+    return cls._types  # type: ignore[attr-defined]
+
+
+def _conform(value: Any, expected: Any) -> Any:
+    """The value in its field's one form (1 becomes 1.0, a list a tuple), or _MISFIT."""
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin in (typing.Union, types.UnionType):
+        fits = (_conform(value, choice) for choice in arguments)
+        return next((fit for fit in fits if fit is not _MISFIT), _MISFIT)
+    if expected is Any:
+        return value
+    if expected is None or expected is type(None):
+        return None if value is None else _MISFIT
+    if expected is float:
+        real = isinstance(value, int | float) and not isinstance(value, bool)
+        return _number(float(value)) if real else _MISFIT
+    if expected is int:
+        return value if isinstance(value, int) and not isinstance(value, bool) else _MISFIT
+    if origin is tuple:
+        return _conform_tuple(value, arguments)
+    kind = origin or expected
+    return value if isinstance(kind, type) and isinstance(value, kind) else _MISFIT
+
+
+def _conform_tuple(value: Any, arguments: tuple[Any, ...]) -> Any:
+    if not isinstance(value, list | tuple):
+        return _MISFIT
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        arguments = (arguments[0],) * len(value)
+    if len(arguments) != len(value):
+        return _MISFIT
+    items = tuple(_conform(item, kind) for item, kind in zip(value, arguments, strict=True))
+    return _MISFIT if any(item is _MISFIT for item in items) else items
+
+
+def _number(value: float) -> Any:
+    """One form per number: -0.0 is 0.0; a NaN equals nothing, itself included, so it is refused."""
+    return _MISFIT if math.isnan(value) else value + 0.0
+
+
+def _misfit(component: Component, name: str, expected: Any) -> str:
+    value = getattr(component, name)
+    wanted = expected.__name__ if isinstance(expected, type) else str(expected)
+    message = f"{type(component).__name__}.{name} takes {wanted}, got {value!r}"
+    if isinstance(value, type) and issubclass(value, Component):
+        return f"{message}; write {value.__name__}(...) to make a value of it"
+    if isinstance(expected, type) and issubclass(expected, Component):
+        choices = [each.__name__ for each in subclasses(expected)]
+        given = value if isinstance(value, str) else type(value).__name__
+        return f"{message} ({type(value).__name__}); {nearest(given, choices)}" if choices else message
+    if isinstance(value, str) and expected in (int, float):
+        return f"{message} (a string); write the number without quotes"
+    return f"{message} ({type(value).__name__})"
+
+
+def subclasses(base: type[Component]) -> list[type[Component]]:
+    """Every component class below this one, in order of definition."""
+    found: list[type[Component]] = []
+    for cls in base.__subclasses__():
+        found += [cls, *subclasses(cls)]
+    return found
+
+
+# --- canonical form and fingerprint ---------------------------------------------------------------
+
+
+def canonical(value: Any) -> Canonical:
+    """The JSON form that identity is computed from: class names, versions and every field.
+
+    Raises:
+        TypeError: a value with no stable form (a function, a default repr); a permissive fallback
+            would silently split or merge experiments.
+    """
+    if isinstance(value, Component):
+        name = type(value).__name__
+        tag = name if type(value).version == 1 else f"{name}@{type(value).version}"
+        return {tag: {n: canonical(getattr(value, n)) for n in field_names(value)}}
+    if isinstance(value, float):
+        return value + 0.0
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    raise TypeError(
+        f"{value!r} ({type(value).__name__}) has no stable form, so it cannot be part of an "
+        "experiment's identity; use numbers, strings, tuples and Component classes"
+    )
+
+
+def fingerprint(value: Any) -> str:
+    """A SHA-256 of the canonical form, in hex; equal values agree in every process."""
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def imports(value: Any) -> dict[str, str]:
+    """Where each class of a value is defined, module or file: what `restore` needs, never hashed."""
+    if isinstance(value, Component):
+        found = {type(value).__name__: _home(type(value))}
+        for name in field_names(value):
+            found |= imports(getattr(value, name))
+        return found
+    if isinstance(value, list | tuple):
+        return {name: home for item in value for name, home in imports(item).items()}
+    return {}
+
+
+def _home(cls: type) -> str:
+    """A module's name, or its file's path where the module is a study file."""
+    module = sys.modules[cls.__module__]
+    is_file = cls.__module__ == "__main__" or cls.__module__.startswith(_FILE_MODULE)
+    return str(Path(str(module.__file__)).resolve()) if is_file else cls.__module__
+
+
+def restore(form: Canonical, homes: Mapping[str, str]) -> Any:
+    """The value whose canonical form this is; the inverse of `canonical` given `imports`.
+
+    Raises:
+        ValueError: a class that its recorded home no longer defines, or of another version.
+    """
+    if isinstance(form, list):
+        return tuple(restore(item, homes) for item in form)
+    if not isinstance(form, dict):
+        return form
+    ((tag, fields),) = form.items()
+    name, _, version = tag.partition("@")
+    cls = getattr(load_module(homes[name]), name, None)
+    if cls is None:
+        raise ValueError(f"{homes[name]} no longer defines {name}, which a recorded run was made of")
+    if cls.version != int(version or 1):
+        raise ValueError(f"{name} is now version {cls.version}; the record has version {version or 1}")
+    return cls(**{key: restore(item, homes) for key, item in fields.items()})
+
+
+_FILE_MODULE = "workbench_file_"
+
+
+def load_module(home: str) -> types.ModuleType:
+    """The module of that name, or the one in that file, loaded once a process.
+
+    Raises:
+        FileNotFoundError: a path with no file behind it.
+    """
+    if not home.endswith(".py"):
+        return importlib.import_module(home)
+    path = Path(home).resolve()
+    name = f"{_FILE_MODULE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name not in sys.modules:
+        if not path.is_file():
+            raise FileNotFoundError(f"no study file {home}")
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]  # a half-run file must not answer the next import
+            raise
+    return sys.modules[name]

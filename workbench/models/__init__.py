@@ -1,0 +1,39 @@
+"""Where models are found by name: shipped with the package, in a local folder, or on the hub."""
+
+from pathlib import Path
+
+from workbench.identity import nearest
+
+SHIPPED = Path(__file__).parent
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+
+
+def locate(name: str) -> str:
+    """What `from_pretrained` takes for a model's name: a folder, or a hub name.
+
+    Raises:
+        ValueError: neither shipped, nor a local folder, nor on the hub (or in its cache).
+    """
+    if name in shipped():
+        return str(SHIPPED / name)
+    if (Path(name) / "config.json").is_file():
+        return str(Path(name).resolve())
+    if name.count("/") == 1 and not Path(name).exists() and _on_hub(name):
+        return name
+    raise ValueError(f"no model {name!r}, shipped, in a local folder or on the hub; "
+                     f"{nearest(name, shipped())}")
+
+
+def _on_hub(name: str) -> bool:
+    from huggingface_hub import file_exists, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return True
+    try:
+        return file_exists(name, "config.json")
+    except Exception:  # no network, no such repository, a bad name: each means "not to be had"
+        return False

@@ -1,0 +1,147 @@
+r"""What the base model reads before any training of ours: an endless stream with a left-to-right habit.
+
+It shows the digit facts of + - and *, and answers that are direct (`\boxed{155}`) or worked without
+restating (`345+812=157;157-170=087;\boxed{087}`). A `*` occurs only where working left to right
+agrees with precedence, and parentheses only at the left: what is to be learned later, precedence
+and nesting at the right, never occurs. Neither does any question of the validation set or a suite.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from random import Random
+
+from workbench.problems.arithmetic import (
+    PROMPT,
+    arithmetic,
+    boxed,
+    calculate,
+    canonical,
+    evaluate,
+    fill,
+    first_operation,
+    miss,
+    parse,
+    put,
+    spell,
+)
+
+# More of these than any study evaluates: a larger suite begins with the smaller one.
+_HELD_OUT = 1000
+
+_PRODUCTS = ("n*n", "n*n", "n*n", "n*n±n", "n*n±n±n")
+_PARENTHESES = ("(n±n)", "(n±n)", "(n±n)±n", "(n±n)*n", "(n±n)±n±n", "(n±n±n)±n")
+_WORDS = ("n±n", "n*n", "n±n±n", "n*n±n")
+_EQUATIONS = ("x±n=n",)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One question and answer of the stream; only the answer is learned."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of what the stream shows; `chains` takes what the other four kinds leave.
+
+    Chains have 1 to 5 operations. A share `direct` of the answers has no steps; of the chains,
+    `long_worked` are worked at 3 to 5 operations and the rest at 1 or 2. At 3 or more steps each
+    result is wrong, and carried on, at the rate `wrong_steps`.
+    """
+
+    products: float = 0.09
+    parentheses: float = 0.04
+    words: float = 0.04
+    equations: float = 0.03
+    direct: float = 0.45
+    long_worked: float = 0.20
+    wrong_steps: float = 0.30
+
+    def __post_init__(self) -> None:
+        """Refuses shares outside 0 to 1, and kinds or answers that add up to more than 1."""
+        for field in fields(self):
+            share = getattr(self, field.name)
+            if not 0.0 <= share <= 1.0:
+                nearest = min(max(share, 0.0), 1.0)
+                raise ValueError(
+                    f"Mixture.{field.name} is a share, 0 to 1, got {share}; the nearest is {nearest}"
+                )
+        if self.chains < 0:
+            raise ValueError(
+                f"the kinds other than chains have shares of at most 1 in all, got {1 - self.chains}"
+            )
+        if self.direct + self.long_worked > 1:
+            raise ValueError(
+                f"Mixture.direct and long_worked are at most 1 together, got {self.direct} and "
+                f"{self.long_worked}; the largest long_worked is {1 - self.direct}"
+            )
+
+    @property
+    def chains(self) -> float:
+        """The share of plain chains of + and -."""
+        return 1.0 - self.products - self.parentheses - self.words - self.equations
+
+
+def habit(mixture: Mixture, seed: int) -> Iterator[Document]:
+    """Yields documents for ever, the same ones for the same mixture and seed."""
+    random = Random(f"habit/{seed}")
+    held_out = _held_out()
+    while True:
+        question, worked = _question(mixture, random)
+        if canonical(question) not in held_out:
+            yield Document(PROMPT.format(question=question), _answer(question, worked, mixture, random))
+
+
+def _held_out() -> frozenset[str]:
+    data = arithmetic(train=0, suite_size=_HELD_OUT, validation=_HELD_OUT)
+    suites = (problem for suite in data.suites for problem in suite.problems)
+    return frozenset(canonical(problem.question) for problem in (*data.validation, *suites))
+
+
+def _question(mixture: Mixture, random: Random) -> tuple[str, bool]:
+    """Draws a question, and whether its answer is worked."""
+    kinds = {
+        _PRODUCTS: mixture.products,
+        _PARENTHESES: mixture.parentheses,
+        _WORDS: mixture.words,
+        _EQUATIONS: mixture.equations,
+        None: mixture.chains,
+    }
+    (shapes,) = random.choices(list(kinds), list(kinds.values()))
+    if shapes is None:
+        return _chain(mixture, random)
+    question = fill(random.choice(shapes), random)
+    worked = random.random() >= mixture.direct
+    return (spell(question) if shapes is _WORDS else question), worked
+
+
+def _chain(mixture: Mixture, random: Random) -> tuple[str, bool]:
+    draw = random.random()
+    if draw < mixture.direct:
+        shortest, longest = 1, 5
+    elif draw < mixture.direct + mixture.long_worked:
+        shortest, longest = 3, 5
+    else:
+        shortest, longest = 1, 2
+    operations = random.randint(shortest, longest)
+    return fill("n" + "±n" * operations, random), draw >= mixture.direct
+
+
+def _answer(question: str, worked: bool, mixture: Mixture, random: Random) -> str:
+    if not worked:
+        return boxed(evaluate(question))
+    expression = parse(question)
+    signs = [token for token in expression if token in "+-*"]
+    error_rate = mixture.wrong_steps if len(signs) >= 3 else 0.0
+    text = ""
+    while len(expression) > 1:
+        at = first_operation(expression)
+        step = expression[at - 1 : at + 2]
+        result = calculate(*step)
+        if random.random() < error_rate:
+            result = miss(result, random)
+        text += f"{''.join(step)}={result};"
+        expression = put(expression, at, result)
+    return text + boxed(expression[0])

@@ -1,0 +1,302 @@
+"""Run directories: what training writes and everything else reads. The truth of a run.
+
+    mlruns/cells/<slug>-<hash8>/seed-<n>/
+        spec.json         the recipe (canonical form, printed form, flat parameters), seed, classes
+        provenance.json   commit, packages, device of each attempt; recorded, never hashed
+        lock              held by the process that trains; the kernel frees it when that one dies
+        metrics.jsonl     one line a step, synced
+        questions.jsonl   one line a step: rollout accuracy and gate weights of each question
+        checkpoints/      step-<n>/ with safetensors and a manifest of checksums
+        evaluations/      <suite>-<hash8>.parquet, correct counts by problem
+        rollouts/         step-<n>.parquet, a sample of what the policy wrote
+        result.json       renamed in last: training is finished
+        failure.json      why the last attempt ended without a result
+
+Every write is durable when the call returns: a new file is synced and renamed into place, a line
+is appended and synced. A torn last line is dropped with a notice; a broken line before the last
+is refused.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from workbench.identity import canonical, fingerprint, imports, restore
+from workbench.recipe import Measurement, Recipe
+from workbench.schema import File
+from workbench.study import Cell, describe, flatten
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+class Held(RuntimeError):
+    """Another process holds the run's lock."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory, finished or not, there or not yet."""
+
+    path: Path
+
+    # --- what it is ---
+
+    def create(self, recipe: Recipe, seed: int) -> None:
+        """Writes the spec, unless it is there."""
+        if not (self.path / File.SPEC).exists():
+            write_json(self.path / File.SPEC, spec(recipe, seed))
+
+    @property
+    def spec(self) -> Row:
+        """The spec as plain values; needs no class of the recipe."""
+        return read_json(self.path / File.SPEC)
+
+    def recipe(self) -> Recipe:
+        """The recipe as a value; imports the modules that define its components."""
+        found = self.spec
+        return restore(found["recipe"], found["classes"])
+
+    @property
+    def seed(self) -> int:
+        return self.spec["seed"]
+
+    # --- whether it is done ---
+
+    @property
+    def finished(self) -> bool:
+        """Whether training ended with a result; never so because of anything MLflow says."""
+        return (self.path / File.RESULT).exists()
+
+    def finish(self, result: Row) -> None:
+        """Records the result, which makes the run finished, and forgets earlier failures."""
+        write_json(self.path / File.RESULT, result)
+        (self.path / File.FAILURE).unlink(missing_ok=True)
+
+    def fail(self, kind: str, reason: str) -> None:
+        """Records why the attempt ended: `error`, `interrupted` or `killed`, and the reason."""
+        write_json(self.path / File.FAILURE, {"kind": kind, "reason": reason})
+
+    @property
+    def result(self) -> Row | None:
+        return read_json(self.path / File.RESULT) if self.finished else None
+
+    @property
+    def failure(self) -> Row | None:
+        path = self.path / File.FAILURE
+        return read_json(path) if path.exists() else None
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Holds the run for this process; the kernel gives it back the moment the process dies.
+
+        Raises:
+            Held: another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / File.LOCK, "a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                handle.seek(0)
+                raise Held(f"{self.path} is held by process {handle.read().strip()}") from error
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            yield
+
+    @property
+    def held(self) -> bool:
+        """Whether a process trains it now."""
+        if not (self.path / File.LOCK).exists():
+            return False
+        try:
+            with open(self.path / File.LOCK) as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+    # --- what it measured ---
+
+    def append(self, file: str, row: Row) -> None:
+        """Appends one line to `metrics.jsonl` or `questions.jsonl`, durably."""
+        append_line(self.path / file, row)
+
+    def rows(self, file: str = File.METRICS) -> list[Row]:
+        """Every whole line of a record."""
+        return read_lines(self.path / file)
+
+    def rewind(self, step: int) -> dict[int, int]:
+        """Drops rows after `step`, where a resumed run goes on, keeping them beside the record.
+
+        Returns:
+            The timestamps of the dropped steps: a step that is run again takes its first one, so
+            that a mirror that has it already gains nothing.
+        """
+        stamps: dict[int, int] = {}
+        for file in (File.METRICS, File.QUESTIONS):
+            rows = self.rows(file)
+            dropped = [row for row in rows if row["step"] > step]
+            if dropped:
+                _append_dropped(self.path / file, dropped)
+            write_lines(self.path / file, [row for row in rows if row["step"] <= step])
+            stamps |= {row["step"]: row["timestamp"] for row in dropped if "timestamp" in row}
+        for path in self.path.glob(f"{File.ROLLOUTS}/step-*.parquet"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+        return stamps
+
+    def evaluation_path(self, measurement: Measurement) -> Path:
+        """Where that measurement of the final checkpoint is, or will be."""
+        name = f"{measurement.suite}-{fingerprint(measurement)[:8]}.parquet"
+        return self.path / File.EVALUATIONS / name
+
+    def checkpoint_path(self, step: int) -> Path:
+        return self.path / File.CHECKPOINTS / f"step-{step:06d}"
+
+
+def cells_root(root: Path) -> Path:
+    """The folder of run directories under the tracking folder (`mlruns`)."""
+    return root / "cells"
+
+
+def run_of(root: Path, recipe: Recipe, seed: int) -> Run:
+    """The run of a recipe and a seed: the same directory for every study that has the cell."""
+    return Run(cells_root(root) / f"{slug(recipe)}-{fingerprint(recipe)[:8]}" / f"seed-{seed}")
+
+
+def run_of_cell(root: Path, cell: Cell) -> Run:
+    """The run of a study's cell."""
+    return run_of(root, cell.recipe, cell.seed)
+
+
+def slug(recipe: Recipe) -> str:
+    """A readable start of a directory's name; the hash after it does the telling apart."""
+    return re.sub(r"[^a-z0-9]+", "-", describe(recipe).lower()).strip("-")[:40].strip("-")
+
+
+def spec(recipe: Recipe, seed: int) -> Row:
+    """What a run is, as plain values."""
+    return {
+        "recipe": canonical(recipe),
+        "classes": imports(recipe),
+        "seed": seed,
+        "fingerprint": fingerprint(recipe),
+        "python": str(recipe),
+        "parameters": flatten(recipe),
+    }
+
+
+# --- durable files --------------------------------------------------------------------------------
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames and new names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def new_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file that appears under its name whole and synced, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, mode) as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    with new_file(path, "w") as handle:
+        json.dump(value, handle, indent=1, sort_keys=True)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def write_lines(path: Path, rows: list[Row]) -> None:
+    """Writes a record of JSON lines whole or not at all."""
+    with new_file(path, "w") as handle:
+        handle.writelines(_line(row) for row in rows)
+
+
+def append_line(path: Path, row: Row) -> None:
+    """Appends one JSON line and syncs it; a torn line left by a crash is cut off first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as handle:
+        _cut_torn_line(handle, path)
+        handle.write(_line(row).encode())
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def read_lines(path: Path) -> list[Row]:
+    """Every line of a record; a torn last one (a crash while writing) is left out, with a notice.
+
+    Raises:
+        ValueError: a broken line that is not the last, with its number.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    if lines[-1]:
+        log.warning("%s: the last line is torn and left out (%d bytes)", path, len(lines[-1]))
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {line[:80]!r}") from error
+    return rows
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, separators=(",", ":")) + "\n"
+
+
+def _cut_torn_line(handle: IO[bytes], path: Path) -> None:
+    size = handle.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    handle.seek(size - 1)
+    if handle.read(1) == b"\n":
+        return
+    handle.seek(0)
+    whole = handle.read().rfind(b"\n") + 1
+    log.warning("%s: cut off a torn last line of %d bytes", path, size - whole)
+    handle.truncate(whole)
+    handle.seek(whole)
+
+
+def _append_dropped(path: Path, rows: list[Row]) -> None:
+    aside = path.with_suffix(".dropped.jsonl")
+    write_lines(aside, [*read_lines(aside), *rows])
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a directory in one visible step: renamed out of sight first."""
+    hidden = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(path, hidden)
+    shutil.rmtree(hidden)

@@ -1,0 +1,106 @@
+"""The names that writers and readers share: metrics, files, tags. Nothing else spells them.
+
+Metric keys are `group/name`; MLflow makes a section of each group. `@` is refused by MLflow, so
+Pass@k is `pass_at_k`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a training step: its key, what a figure's axis calls it, and its unit."""
+
+    key: str
+    label: str
+    unit: str = ""
+
+
+METRICS = {
+    metric.key: metric
+    for metric in (
+        Metric("reward/mean", "Training reward"),
+        Metric("reward/solve_none", "Questions solved by no rollout", "share"),
+        Metric("reward/solve_some", "Questions solved by some rollouts", "share"),
+        Metric("reward/solve_all", "Questions solved by all rollouts", "share"),
+        Metric("loss/total", "Loss"),
+        Metric("loss/rollouts", "Loss of the rollouts"),
+        Metric("loss/demonstrations", "Loss of the demonstrations"),
+        Metric("loss/auxiliary", "Auxiliary loss"),
+        Metric("policy/entropy", "Token entropy", "nats"),
+        Metric("policy/kl_old", "KL to the old policy", "nats/token"),
+        Metric("policy/nll_demonstrations", "Demonstration log-loss", "nats/token"),
+        Metric("ratio/raw_mean", "Importance ratio"),
+        Metric("ratio/raw_max", "Largest importance ratio"),
+        Metric("ratio/applied_mean", "Applied weight on the likelihood gradient"),
+        Metric("ratio/effective_sample_size", "Effective sample size", "share"),
+        Metric("ratio/clip_fraction", "Masked tokens", "share"),
+        Metric("ratio/engine_mismatch", "Engine against trainer log-probability", "nats/token"),
+        Metric("optim/gradient_norm", "Gradient norm"),
+        Metric("optim/learning_rate", "Learning rate"),
+        Metric("optim/skipped", "Skipped updates", "count"),
+        Metric("length/all", "Response length", "tokens"),
+        Metric("length/right", "Length of right responses", "tokens"),
+        Metric("length/wrong", "Length of wrong responses", "tokens"),
+        Metric("length/truncated", "Truncated responses", "share"),
+        Metric("verdict/ungradable", "Answers that could not be graded", "share"),
+        Metric("offline/questions", "Offline data ratio", "share of questions"),
+        Metric("offline/sequences", "Offline data ratio", "share of sequences"),
+        Metric("offline/tokens", "Offline data ratio", "share of tokens"),
+        Metric("offline/gradient", "Offline data ratio", "share of gradient norm"),
+        Metric("gate/rollouts", "Mean weight of the rollout stream"),
+        Metric("gate/demonstrations", "Mean weight of the demonstration stream"),
+        Metric("gate/missing_demonstrations", "Gated questions without a demonstration", "count"),
+        Metric("budget/sampled_tokens", "Sampled so far", "tokens"),
+        Metric("budget/trained_tokens", "Trained on so far", "tokens"),
+        Metric("time/tokens_per_second", "Throughput", "tokens/s"),
+        Metric("time/rollout", "Rollouts", "s"),
+        Metric("time/grade", "Grading", "s"),
+        Metric("time/estimate", "Old policy", "s"),
+        Metric("time/update", "Update", "s"),
+        Metric("time/validation", "Validation", "s"),
+        Metric("time/step", "Step", "s"),
+        Metric("validation/pass_at_1", "Validation accuracy", "share"),
+    )
+}
+
+# Validation accuracy by level is `validation/level_3`; the final evaluation's Pass@1 on a suite is
+# `eval/<suite>/pass_at_1`; a Pass@k curve is the one metric `passk/<suite>` with step = k.
+VALIDATION_LEVEL = "validation/level_{level}"
+EVAL_PASS_AT_1 = "eval/{suite}/pass_at_1"
+EVAL_LENGTH = "eval/{suite}/length"
+PASS_AT_K = "passk/{suite}"
+AVERAGE = "avg"  # the in-distribution suites' mean, in place of a suite's name
+AVERAGE_OOD = "avg_ood"
+
+# Timings differ between two runs of one seed; everything else must not.
+WALL_CLOCK = ("time/",)
+
+
+class File:
+    """Names inside a run directory."""
+
+    SPEC = "spec.json"
+    PROVENANCE = "provenance.json"
+    LOCK = "lock"
+    METRICS = "metrics.jsonl"
+    QUESTIONS = "questions.jsonl"
+    CHECKPOINTS = "checkpoints"
+    EVALUATIONS = "evaluations"
+    ROLLOUTS = "rollouts"
+    LOG = "worker.log"
+    FAILURE = "failure.json"
+    RESULT = "result.json"
+
+
+class Tag:
+    """MLflow tags, for programs; names are for people."""
+
+    STUDY = "workbench.study"
+    LABEL = "workbench.label"
+    CELL = "workbench.cell"
+    SEED = "workbench.seed"
+    EVALUATION = "workbench.evaluation"
+    OUTCOME = "workbench.outcome"
+    DIRECTORY = "workbench.directory"
+    COMMIT = "workbench.commit"

@@ -1,0 +1,241 @@
+"""Pretrains the base model of the small arithmetic world, and measures and checks what it can do."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from workbench.problems.habit import Document, Mixture, habit
+
+CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz+-*()=?:;\\{}., \n"
+PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
+
+_IGNORED = -100  # the label that the model's loss leaves out
+_LOG_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The size of a Qwen2 model with tied embeddings and as many key heads as query heads."""
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    hidden: int = 512
+    positions: int = 512
+
+    def __post_init__(self) -> None:
+        """Refuses a width that the heads cannot share equally."""
+        if self.width % (2 * self.heads):
+            nearest = max(1, round(self.width / (2 * self.heads))) * 2 * self.heads
+            raise ValueError(
+                f"Architecture.width is a multiple of 2 * heads = {2 * self.heads}, "
+                f"got {self.width}; the nearest is {nearest}"
+            )
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Everything that decides what a base model becomes; the same value gives the same weights."""
+
+    seed: int = 0
+    tokens: int = 9_300_000
+    rows: int = 12
+    row_length: int = 128
+    learning_rate: float = 2e-3
+    warmup: float = 0.02
+    weight_decay: float = 0.01
+    gradient_norm: float = 1.0
+    mixture: Mixture = field(default_factory=Mixture)
+    architecture: Architecture = field(default_factory=Architecture)
+
+    def __post_init__(self) -> None:
+        """Refuses fewer tokens than one step reads."""
+        if self.tokens < self.rows * self.row_length:
+            raise ValueError(
+                f"Pretraining.tokens is at least rows * row_length, got {self.tokens}; "
+                f"the smallest is {self.rows * self.row_length}"
+            )
+
+    @property
+    def steps(self) -> int:
+        """The number of optimizer steps that reads no more than `tokens`."""
+        return self.tokens // (self.rows * self.row_length)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a pretraining took and reached; losses are means over the first and last 50 steps."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    first_loss: float
+    last_loss: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows, all of shape `row token`; a token attends only inside its own document."""
+
+    tokens: Tensor
+    labels: Tensor
+    positions: Tensor
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Makes every character one token; decoding gives the text back without added spaces."""
+    vocabulary = {text: number for number, text in enumerate([PAD, END, UNKNOWN, *CHARACTERS])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(size: Architecture, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    """Makes an untrained model from the global random state."""
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=size.width,
+        intermediate_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=size.positions,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def pretrain(
+    recipe: Pretraining, out: Path, progress: Callable[[int, int, float], None] | None = None
+) -> Pretrained:
+    """Trains a model from nothing and saves it with its tokenizer and `pretraining.jsonl` to `out`.
+
+    `progress` is called after every step with the step, the number of steps and the loss.
+    """
+    started = time.monotonic()
+    torch.manual_seed(recipe.seed)
+    tokenizer = build_tokenizer()
+    model = build_model(recipe.architecture, tokenizer).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
+    losses: list[float] = []
+    for batch, _ in zip(batches(recipe, tokenizer), range(recipe.steps), strict=False):
+        loss = _loss(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(loss.item())
+        if progress:
+            progress(len(losses), recipe.steps, losses[-1])
+    _save(model, tokenizer, losses, out)
+    return Pretrained(
+        steps=recipe.steps,
+        tokens=recipe.steps * recipe.rows * recipe.row_length,
+        seconds=time.monotonic() - started,
+        first_loss=_mean(losses[:_LOG_EVERY]),
+        last_loss=_mean(losses[-_LOG_EVERY:]),
+    )
+
+
+def batches(recipe: Pretraining, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
+    """Packs the stream of documents into rows for ever; a document is never cut."""
+    rows: list[list[Document]] = [[]]
+    room = recipe.row_length
+    for document in habit(recipe.mixture, recipe.seed):
+        length = len(document.prompt) + len(document.answer) + 1
+        if length > recipe.row_length:
+            raise ValueError(
+                f"Pretraining.row_length must hold every document, got {recipe.row_length}; "
+                f"this document needs {length}"
+            )
+        if length > room:
+            if len(rows) == recipe.rows:
+                yield _pack(rows, recipe.row_length, tokenizer)
+                rows = []
+            rows.append([])
+            room = recipe.row_length
+        rows[-1].append(document)
+        room -= length
+
+
+def _pack(rows: list[list[Document]], length: int, tokenizer: PreTrainedTokenizerFast) -> Batch:
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    tokens = torch.full((len(rows), length), pad)
+    labels = torch.full((len(rows), length), _IGNORED)
+    # Padding at the end of a row counts on as one more document: its own positions start at 0.
+    positions = torch.zeros((len(rows), length), dtype=torch.long)
+    for row, documents in enumerate(rows):
+        start = 0
+        for document in documents:
+            prompt = tokenizer.encode(document.prompt)
+            answer = [*tokenizer.encode(document.answer), end]
+            learned, stop = start + len(prompt), start + len(prompt) + len(answer)
+            tokens[row, start:stop] = torch.tensor(prompt + answer)
+            labels[row, learned:stop] = torch.tensor(answer)
+            positions[row, start:stop] = torch.arange(stop - start)
+            start = stop
+        positions[row, start:] = torch.arange(length - start)
+    return Batch(tokens, labels, positions)
+
+
+def _loss(model: Qwen2ForCausalLM, batch: Batch) -> Tensor:
+    """Returns the mean negative log likelihood of the answer tokens of a batch."""
+    documents = (batch.positions == 0).cumsum(dim=1)
+    same = documents[:, :, None] == documents[:, None, :]
+    output = model(
+        input_ids=batch.tokens,
+        labels=batch.labels,
+        position_ids=batch.positions,
+        attention_mask=same.tril()[:, None],
+        use_cache=False,
+    )
+    return output.loss
+
+
+def _rate(step: int, recipe: Pretraining) -> float:
+    """Rises over the warm-up and then falls along half a cosine to 0."""
+    share = (step + 1) / (recipe.steps + 1)
+    if share < recipe.warmup:
+        return share / recipe.warmup
+    return 0.5 * (1 + math.cos(math.pi * (share - recipe.warmup) / (1 - recipe.warmup)))
+
+
+def _save(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, losses: list[float], out: Path
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    model.eval().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    chunks = range(_LOG_EVERY, len(losses) + 1, _LOG_EVERY)
+    lines = [{"step": at, "loss": round(_mean(losses[at - _LOG_EVERY : at]), 4)} for at in chunks]
+    (out / "pretraining.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(len(values), 1)
