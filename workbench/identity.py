@@ -158,7 +158,9 @@ def _misfit(component: Component, name: str, expected: Any) -> str:
     if isinstance(expected, type) and issubclass(expected, Component):
         choices = [each.__name__ for each in subclasses(expected)]
         given = value if isinstance(value, str) else type(value).__name__
-        return f"{message} ({type(value).__name__}); {nearest(given, choices)}" if choices else message
+        return (
+            f"{message} ({type(value).__name__}); {nearest(given, choices)}" if choices else message
+        )
     if isinstance(value, str) and expected in (int, float):
         return f"{message} (a string); write the number without quotes"
     return f"{message} ({type(value).__name__})"
@@ -237,9 +239,13 @@ def restore(form: Canonical, homes: Mapping[str, str]) -> Any:
     name, _, version = tag.partition("@")
     cls = getattr(load_module(homes[name]), name, None)
     if cls is None:
-        raise ValueError(f"{homes[name]} no longer defines {name}, which a recorded run was made of")
+        raise ValueError(
+            f"{homes[name]} no longer defines {name}, which a recorded run was made of"
+        )
     if cls.version != int(version or 1):
-        raise ValueError(f"{name} is now version {cls.version}; the record has version {version or 1}")
+        raise ValueError(
+            f"{name} is now version {cls.version}; the record has version {version or 1}"
+        )
     return cls(**{key: restore(item, homes) for key, item in fields.items()})
 
 

@@ -24,6 +24,15 @@ class Objective(Component):
         """The full method: a bare estimator becomes one that trains rollouts only."""
         return self
 
+    def on_policy(self) -> "Objective":
+        """What this is when current and old policy are equal, as with one update a batch."""
+        return self
+
+    @property
+    def label(self) -> str:
+        """A short name for people; programs read fields."""
+        return str(self)
+
     @property
     def samples_rollouts(self) -> bool:
         """Whether a step needs rollouts, to train on or for its gate to read."""
@@ -161,7 +170,9 @@ class Validation(Component):
     def check(self) -> None:
         require(self.every >= 1, self, "every", "at least 1 step")
         require(self.samples >= 1, self, "samples", "at least 1")
-        require(self.problems is None or self.problems >= 1, self, "problems", "at least 1, or None")
+        require(
+            self.problems is None or self.problems >= 1, self, "problems", "at least 1, or None"
+        )
 
 
 DTYPES = ("float32", "bfloat16")

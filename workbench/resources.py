@@ -24,4 +24,6 @@ class Resources:
             raise ValueError(f"Resources.device is {self.device!r}; choose auto, cpu or cuda")
         for field in ("threads", "tokens", "sequences"):
             if getattr(self, field) < 1:
-                raise ValueError(f"Resources.{field} must be at least 1, got {getattr(self, field)}")
+                raise ValueError(
+                    f"Resources.{field} must be at least 1, got {getattr(self, field)}"
+                )

@@ -131,7 +131,7 @@ def describe(recipe: Recipe) -> str:
     """A short label for people: the method's name or components, never parsed by anything."""
     if recipe.method is None:
         return "base"
-    return getattr(recipe.method, "label", None) or str(recipe.method)
+    return recipe.method.label
 
 
 def differences(one: Component, other: Component) -> dict[str, tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Problems with gold answers, the small arithmetic world, and the verifier that grades responses."""
+"""Problems with gold answers, the small arithmetic world, and the verifier of responses."""
 
 from workbench.problems.arithmetic import arithmetic
 from workbench.problems.problem import Dataset, Problem, Suite

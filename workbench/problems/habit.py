@@ -1,4 +1,4 @@
-r"""What the base model reads before any training of ours: an endless stream with a left-to-right habit.
+r"""What the base model reads: an endless stream of answers with a left-to-right habit.
 
 It shows the digit facts of + - and *, and answers that are direct (`\boxed{155}`) or worked without
 restating (`345+812=157;157-170=087;\boxed{087}`). A `*` occurs only where working left to right
@@ -66,11 +66,13 @@ class Mixture:
             if not 0.0 <= share <= 1.0:
                 nearest = min(max(share, 0.0), 1.0)
                 raise ValueError(
-                    f"Mixture.{field.name} is a share, 0 to 1, got {share}; the nearest is {nearest}"
+                    f"Mixture.{field.name} is a share, 0 to 1, got {share}; "
+                    f"the nearest is {nearest}"
                 )
         if self.chains < 0:
             raise ValueError(
-                f"the kinds other than chains have shares of at most 1 in all, got {1 - self.chains}"
+                f"the kinds other than chains have shares of at most 1 in all, "
+                f"got {1 - self.chains}; take {-self.chains} away"
             )
         if self.direct + self.long_worked > 1:
             raise ValueError(
@@ -91,7 +93,8 @@ def habit(mixture: Mixture, seed: int) -> Iterator[Document]:
     while True:
         question, worked = _question(mixture, random)
         if canonical(question) not in held_out:
-            yield Document(PROMPT.format(question=question), _answer(question, worked, mixture, random))
+            answer = _answer(question, mixture, random) if worked else boxed(evaluate(question))
+            yield Document(PROMPT.format(question=question), answer)
 
 
 def _held_out() -> frozenset[str]:
@@ -129,9 +132,8 @@ def _chain(mixture: Mixture, random: Random) -> tuple[str, bool]:
     return fill("n" + "±n" * operations, random), draw >= mixture.direct
 
 
-def _answer(question: str, worked: bool, mixture: Mixture, random: Random) -> str:
-    if not worked:
-        return boxed(evaluate(question))
+def _answer(question: str, mixture: Mixture, random: Random) -> str:
+    """Works every step without restating; at 3 or more, wrong results are carried on."""
     expression = parse(question)
     signs = [token for token in expression if token in "+-*"]
     error_rate = mixture.wrong_steps if len(signs) >= 3 else 0.0

@@ -17,7 +17,7 @@ class Verdict(Enum):
 
 
 def extract_boxed(response: str) -> str | None:
-    r"""Returns the content of the last `\boxed{...}`, or None if that box never closes or is absent.
+    r"""Returns the content of the last `\boxed{...}`, or None if it never closes or is absent.
 
     Braces inside the box are balanced: `\boxed{\frac{1}{2}}` gives `\frac{1}{2}`.
     """

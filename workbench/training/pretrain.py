@@ -1,10 +1,11 @@
-"""Pretrains the base model of the small arithmetic world, and measures and checks what it can do."""
+"""Pretrains the base model of the small arithmetic world, measures it and checks a rebuilt one."""
 
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -13,15 +14,38 @@ from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
+from workbench.problems import Problem, Suite, Verdict, arithmetic, verify
+from workbench.problems.arithmetic import PROMPT
 from workbench.problems.habit import Document, Mixture, habit
+from workbench.training.model_card import (
+    Comparison,
+    Pretrained,
+    SuiteAccuracy,
+    card,
+    compare,
+    read_record,
+    write_record,
+)
+
+ARITHMETIC_1M = Path(__file__).parents[1] / "models" / "arithmetic-1m"
 
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz+-*()=?:;\\{}., \n"
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
 
+_MOST_TOKENS = 120  # of a response
+_RESPONSES_AT_ONCE = 640
+
 _IGNORED = -100  # the label that the model's loss leaves out
 _LOG_EVERY = 50
+_SAVE_EVERY = 500
 
 
 @dataclass(frozen=True)
@@ -49,7 +73,7 @@ class Pretraining:
     """Everything that decides what a base model becomes; the same value gives the same weights."""
 
     seed: int = 0
-    tokens: int = 9_300_000
+    tokens: int = 6_600_000
     rows: int = 12
     row_length: int = 128
     learning_rate: float = 2e-3
@@ -71,17 +95,6 @@ class Pretraining:
     def steps(self) -> int:
         """The number of optimizer steps that reads no more than `tokens`."""
         return self.tokens // (self.rows * self.row_length)
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """What a pretraining took and reached; losses are means over the first and last 50 steps."""
-
-    steps: int
-    tokens: int
-    seconds: float
-    first_loss: float
-    last_loss: float
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,8 @@ def pretrain(
         optimizer.zero_grad()
         schedule.step()
         losses.append(loss.item())
+        if len(losses) % _SAVE_EVERY == 0:
+            _save(model, tokenizer, losses, out)
         if progress:
             progress(len(losses), recipe.steps, losses[-1])
     _save(model, tokenizer, losses, out)
@@ -160,13 +175,17 @@ def pretrain(
         seconds=time.monotonic() - started,
         first_loss=_mean(losses[:_LOG_EVERY]),
         last_loss=_mean(losses[-_LOG_EVERY:]),
+        libraries=_libraries(),
     )
 
 
 def batches(recipe: Pretraining, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
-    """Packs the stream of documents into rows for ever; a document is never cut."""
-    rows: list[list[Document]] = [[]]
-    room = recipe.row_length
+    """Packs the stream of documents into rows for ever; a document is never cut.
+
+    A document goes to the first row with room, and the one with none begins the next batch.
+    """
+    rows: list[list[Document]] = [[] for _ in range(recipe.rows)]
+    room = [recipe.row_length] * recipe.rows
     for document in habit(recipe.mixture, recipe.seed):
         length = len(document.prompt) + len(document.answer) + 1
         if length > recipe.row_length:
@@ -174,14 +193,13 @@ def batches(recipe: Pretraining, tokenizer: PreTrainedTokenizerFast) -> Iterator
                 f"Pretraining.row_length must hold every document, got {recipe.row_length}; "
                 f"this document needs {length}"
             )
-        if length > room:
-            if len(rows) == recipe.rows:
-                yield _pack(rows, recipe.row_length, tokenizer)
-                rows = []
-            rows.append([])
-            room = recipe.row_length
-        rows[-1].append(document)
-        room -= length
+        if length > max(room):
+            yield _pack(rows, recipe.row_length, tokenizer)
+            rows = [[] for _ in range(recipe.rows)]
+            room = [recipe.row_length] * recipe.rows
+        row = next(row for row in range(recipe.rows) if room[row] >= length)
+        rows[row].append(document)
+        room[row] -= length
 
 
 def _pack(rows: list[list[Document]], length: int, tokenizer: PreTrainedTokenizerFast) -> Batch:
@@ -230,12 +248,93 @@ def _save(
     model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, losses: list[float], out: Path
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    model.eval().save_pretrained(out)
+    model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     chunks = range(_LOG_EVERY, len(losses) + 1, _LOG_EVERY)
     lines = [{"step": at, "loss": round(_mean(losses[at - _LOG_EVERY : at]), 4)} for at in chunks]
     (out / "pretraining.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def _libraries() -> str:
+    return ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+
+
 def _mean(values: list[float]) -> float:
     return sum(values) / max(len(values), 1)
+
+
+def measure(model_dir: Path, samples: int = 64, seed: int = 0) -> dict[str, SuiteAccuracy]:
+    """Samples every problem of every suite at temperature 1 and counts the correct responses."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(model_dir).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    return {
+        suite.name: _measure_suite(model, tokenizer, suite, samples)
+        for suite in arithmetic(train=0).suites
+    }
+
+
+def check(model_dir: Path, recorded: Path = ARITHMETIC_1M, seed: int = 1) -> list[Comparison]:
+    """Measures a model and compares every suite with the accuracy recorded beside another one.
+
+    A model is the same as the recorded one if every comparison is.
+    """
+    record = read_record(recorded)
+    measured = measure(model_dir, next(iter(record.values())).samples, seed)
+    return [compare(suite, record[suite], measured[suite]) for suite in record]
+
+
+def _measure_suite(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, suite: Suite, samples: int
+) -> SuiteAccuracy:
+    at_once = max(1, _RESPONSES_AT_ONCE // samples)
+    answered: list[tuple[Problem, list[str]]] = []
+    for start in range(0, len(suite.problems), at_once):
+        problems = suite.problems[start : start + at_once]
+        answered += zip(problems, _sample(model, tokenizer, problems, samples), strict=True)
+    responses = [response for _, group in answered for response in group]
+    levels = {problem.level for problem in suite.problems}
+    return SuiteAccuracy(
+        level=levels.pop() if len(levels) == 1 else 0,
+        samples=samples,
+        correct=tuple(
+            sum(verify(response, problem.answer) is Verdict.CORRECT for response in group)
+            for problem, group in answered
+        ),
+        worked=_mean([float(";" in response) for response in responses]),
+        length=_mean([len(response) + 1.0 for response in responses]),
+    )
+
+
+@torch.inference_mode()
+def _sample(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    problems: tuple[Problem, ...],
+    samples: int,
+) -> list[list[str]]:
+    """Returns for every problem its sampled responses, without the end token."""
+    prompts = [PROMPT.format(question=problem.question) for problem in problems]
+    encoded = tokenizer(prompts, return_tensors="pt", padding=True)
+    output = model.generate(
+        input_ids=encoded.input_ids,
+        attention_mask=encoded.attention_mask,
+        num_return_sequences=samples,
+        max_new_tokens=_MOST_TOKENS,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+    )
+    responses = output[:, encoded.input_ids.shape[1] :]
+    texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    return [texts[start : start + samples] for start in range(0, len(texts), samples)]
+
+
+def rebuild(recipe: Pretraining, out: Path, samples: int = 64) -> Pretrained:
+    """Pretrains and measures a model, and writes `accuracy.json` and a model card beside it."""
+    result = pretrain(recipe, out)
+    accuracy = measure(out, samples)
+    write_record(accuracy, out)
+    (out / "README.md").write_text(card(recipe, result, accuracy))
+    return result

@@ -1,0 +1,143 @@
+import json
+import math
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from workbench.problems import arithmetic
+from workbench.problems.habit import Mixture
+from workbench.training.model_card import SuiteAccuracy, compare, read_record, write_record
+from workbench.training.pretrain import (
+    ARITHMETIC_1M,
+    CHARACTERS,
+    Architecture,
+    Pretraining,
+    batches,
+    build_model,
+    build_tokenizer,
+    measure,
+    pretrain,
+)
+
+TINY = Pretraining(
+    tokens=40 * 8 * 96,
+    rows=8,
+    row_length=96,
+    learning_rate=1e-2,
+    architecture=Architecture(layers=1, width=32, heads=2, hidden=64),
+)
+
+
+def test_a_tiny_pretraining_halves_the_loss_and_repeats_exactly(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    torch.set_num_threads(1)
+    once = pretrain(TINY, tmp_path / "once", lambda step, steps, _: seen.append((step, steps)))
+    pretrain(TINY, tmp_path / "again")
+    uniform = math.log(len(build_tokenizer()))
+    assert once.last_loss < 0.75 * uniform
+    assert seen[-1] == (40, 40)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("once", "again")]
+    assert weights[0] == weights[1]
+
+
+def test_a_saved_tokenizer_gives_every_text_back(tmp_path: Path) -> None:
+    build_tokenizer().save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    data = arithmetic(train=50)
+    texts = [problem.demonstration or "" for problem in data.train]
+    for text in (CHARACTERS, "345 plus 812, x = 1.", *texts):
+        encoded = tokenizer.encode(text)
+        assert len(encoded) == len(text)
+        assert tokenizer.decode(encoded) == text
+        assert (
+            tokenizer.decode([*encoded, tokenizer.eos_token_id], skip_special_tokens=True) == text
+        )
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_packing_learns_whole_answers_and_nothing_else() -> None:
+    tokenizer = build_tokenizer()
+    batch = next(batches(TINY, tokenizer))
+    learned = batch.labels >= 0
+    assert torch.equal(batch.labels[learned], batch.tokens[learned])
+    for tokens, labels in zip(batch.tokens, batch.labels, strict=True):
+        answers = tokenizer.decode(labels[labels >= 0]).split("<end>")[:-1]
+        prompts = tokenizer.decode(tokens).replace("<pad>", "").split("<end>")[:-1]
+        assert answers == [text.split("\n")[1] for text in prompts]
+
+
+def test_a_packed_document_is_read_as_if_it_were_alone() -> None:
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    model = build_model(TINY.architecture, tokenizer).eval()
+    batch = next(batches(TINY, tokenizer))
+    tokens, positions = batch.tokens[:1], batch.positions[:1]
+    starts = (positions[0] == 0).nonzero().flatten().tolist()
+    same = (documents := (positions == 0).cumsum(dim=1))[:, :, None] == documents[:, None, :]
+    packed = model(
+        input_ids=tokens, position_ids=positions, attention_mask=same.tril()[:, None]
+    ).logits
+    start, end = starts[1], starts[2]
+    alone = model(input_ids=tokens[:, start:end]).logits
+    torch.testing.assert_close(packed[:, start:end], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_the_stream_of_batches_is_the_same_for_the_same_seed() -> None:
+    tokenizer = build_tokenizer()
+
+    def tokens(recipe: Pretraining) -> torch.Tensor:
+        return torch.stack([batch.tokens for batch in islice(batches(recipe, tokenizer), 3)])
+
+    assert torch.equal(tokens(TINY), tokens(TINY))
+    assert not torch.equal(tokens(TINY), tokens(replace(TINY, seed=1)))
+    assert not torch.equal(tokens(TINY), tokens(replace(TINY, mixture=Mixture(words=0.2))))
+
+
+def test_impossible_recipes_are_refused() -> None:
+    with pytest.raises(ValueError, match="got 10; the smallest is 768"):
+        Pretraining(tokens=10, rows=8, row_length=96)
+    with pytest.raises(ValueError, match="got 30; the nearest is 32"):
+        Architecture(width=30, heads=4)
+    with pytest.raises(ValueError, match="row_length must hold every document, got 8"):
+        next(batches(replace(TINY, row_length=8), build_tokenizer()))
+
+
+def test_a_record_of_accuracy_survives_writing(tmp_path: Path) -> None:
+    accuracy = {"chain": SuiteAccuracy(1, 4, (0, 4, 2), 0.5, 20.0)}
+    write_record(accuracy, tmp_path)
+    assert read_record(tmp_path) == accuracy
+    assert (accuracy["chain"].pass_at_1, accuracy["chain"].pass_at_samples) == (0.5, 2 / 3)
+
+
+def test_a_comparison_tells_chance_from_a_change() -> None:
+    recorded = SuiteAccuracy(1, 64, tuple(range(10, 50)), 0.5, 20.0)
+    wobbling = tuple(count + (-1) ** count * 3 for count in recorded.correct)
+    worse = tuple(count - 8 - count % 3 for count in recorded.correct)
+    assert compare("chain", recorded, replace(recorded, correct=wobbling)).same
+    assert not compare("chain", recorded, replace(recorded, correct=worse)).same
+    assert compare("chain", recorded, recorded).same
+
+
+def test_the_shipped_model_is_small_and_loads_as_any_model_does() -> None:
+    model = AutoModelForCausalLM.from_pretrained(ARITHMETIC_1M)
+    tokenizer = AutoTokenizer.from_pretrained(ARITHMETIC_1M)
+    assert model.dtype == torch.float32
+    assert len(tokenizer) == model.config.vocab_size
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert (ARITHMETIC_1M / "model.safetensors").stat().st_size < 5_000_000
+    steps = [json.loads(line)["step"] for line in (ARITHMETIC_1M / "pretraining.jsonl").open()]
+    assert steps == sorted(steps)
+
+
+def test_the_shipped_model_is_as_accurate_as_its_card_says() -> None:
+    record = read_record(ARITHMETIC_1M)
+    measured = measure(ARITHMETIC_1M, samples=8, seed=5)
+    card = (ARITHMETIC_1M / "README.md").read_text()
+    for suite, recorded in record.items():
+        comparison = compare(suite, recorded, measured[suite])
+        assert comparison.same, str(comparison)
+        assert f"| {suite} | {recorded.level or '-'} | {recorded.pass_at_1:.1%} " in card

@@ -1,0 +1,109 @@
+"""What an estimator sees: the tokens of one optimizer step, rollouts and demonstrations together."""
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+PerToken = Tensor  # float [sequence, token]
+TokenMask = Tensor  # bool [sequence, token]
+PerSequence = Tensor  # [sequence]
+PerQuestion = Tensor  # [question]
+
+_PER_TOKEN = ("logprobs", "old_logprobs", "trained", "old_entropy", "values", "base_logprobs")
+_PER_SEQUENCE = ("rewards", "group", "demonstration", "correct")
+_BOOL = ("trained", "demonstration", "correct")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """All sequences of one optimizer step, of all processes, one row each.
+
+    Attributes:
+        logprobs: float [sequence, token], log pi of each token under the current policy.
+        old_logprobs: float [sequence, token], under the policy that the rollouts came from; for
+            demonstrations recomputed by the trainer, like all others.
+        trained: bool [sequence, token], the response tokens.
+        rewards: float [sequence]; a demonstration's is 1.
+        group: int [sequence], which question.
+        demonstration: bool [sequence], not sampled from the policy.
+        correct: bool [sequence], what a gate reads; rewards above 0 unless given.
+        old_entropy: float [sequence, token], nats, under the old policy.
+        values: float [sequence, token], of the value head, under the old policy.
+        base_logprobs: float [sequence, token], under the model that training began with.
+        step: which optimizer step; seeds token selections and drives schedules.
+
+    Raises:
+        ValueError: shapes or kinds that do not fit.
+    """
+
+    logprobs: PerToken
+    old_logprobs: PerToken
+    trained: TokenMask
+    rewards: PerSequence
+    group: PerSequence
+    demonstration: PerSequence
+    correct: PerSequence = None  # type: ignore[assignment]
+    old_entropy: PerToken | None = None
+    values: PerToken | None = None
+    base_logprobs: PerToken | None = None
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        if self.correct is None:
+            object.__setattr__(self, "correct", self.rewards > 0)
+        if self.logprobs.ndim != 2:
+            raise ValueError(f"logprobs is [sequence, token], got shape {_shape(self.logprobs)}")
+        sequences = self.logprobs.shape[0]
+        for name in (*_PER_TOKEN, *_PER_SEQUENCE):
+            value = getattr(self, name)
+            wanted = tuple(self.logprobs.shape) if name in _PER_TOKEN else (sequences,)
+            if value is not None and tuple(value.shape) != wanted:
+                raise ValueError(f"TokenBatch.{name} has shape {_shape(value)}, expected {wanted}")
+            if value is not None and (value.dtype == torch.bool) != (name in _BOOL):
+                rule = "bool" if name in _BOOL else "a number"
+                raise ValueError(f"TokenBatch.{name} must be {rule}, got {value.dtype}")
+
+    def __len__(self) -> int:
+        return self.logprobs.shape[0]
+
+    @cached_property
+    def question(self) -> PerSequence:
+        """Which question each row belongs to, counted from 0 in order of `group`."""
+        return torch.unique(self.group, return_inverse=True)[1]
+
+    @cached_property
+    def questions(self) -> int:
+        """How many questions the step has: what every objective is averaged over."""
+        return int(self.question.max()) + 1 if len(self) else 0
+
+    @cached_property
+    def lengths(self) -> PerSequence:
+        """Trained tokens of each row."""
+        return self.trained.sum(dim=1)
+
+    def per_question(self, values: PerSequence, rows: PerSequence) -> PerQuestion:
+        """The sum over each question's chosen rows."""
+        chosen = torch.where(rows, values, torch.zeros_like(values))
+        total = chosen.new_zeros(self.questions)
+        return total.index_add(0, self.question, chosen)
+
+    @cached_property
+    def solve_rate(self) -> PerQuestion:
+        """P of the paper: each question's share of correct rollouts; NaN where it has none."""
+        right = self.correct.to(self.logprobs.dtype)
+        rollouts = ~self.demonstration
+        return self.per_question(right, rollouts) / self.per_question(
+            torch.ones_like(right), rollouts
+        )
+
+    def rows(self, index: Tensor) -> "TokenBatch":
+        """Some of the rows, with all that belongs to them."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        cut = {k: v[index] if isinstance(v, Tensor) else v for k, v in parts.items()}
+        return TokenBatch(**cut)
+
+
+def _shape(value: Tensor) -> tuple[int, ...]:
+    return tuple(value.shape)

@@ -1,0 +1,82 @@
+"""Gates: which share of a question goes to its rollouts and which to its demonstrations.
+
+A gate reads P, the share of a question's rollouts that are correct, and returns (alpha, beta), the
+weights of the two streams: the alpha = f(P), beta = g(P) of the paper's section 4.
+"""
+
+from typing import ClassVar
+
+import torch
+
+from workbench.identity import Component
+from workbench.recipe import require
+from workbench.upge.batch import PerQuestion
+
+
+class Gate(Component):
+    """The weights (alpha, beta) [question] of rollouts and demonstrations."""
+
+    reads_rollouts: ClassVar[bool] = True
+
+    def __call__(self, solve_rate: PerQuestion, step: int) -> tuple[PerQuestion, PerQuestion]:
+        raise NotImplementedError
+
+
+class Open(Gate):
+    """No gate: both streams have weight 1 on every question (LUFFY, SRFT)."""
+
+    reads_rollouts = False
+
+    def __call__(self, solve_rate: PerQuestion, step: int) -> tuple[PerQuestion, PerQuestion]:
+        return torch.ones_like(solve_rate), torch.ones_like(solve_rate)
+
+
+class Switch(Gate):
+    """Demonstrations where P <= at_most, rollouts elsewhere: the paper's gamma (eq. 10)."""
+
+    at_most: float
+
+    def check(self) -> None:
+        require(0 <= self.at_most <= 1, self, "at_most", "a share of solved rollouts, 0 to 1")
+
+    def __call__(self, solve_rate: PerQuestion, step: int) -> tuple[PerQuestion, PerQuestion]:
+        # n rollouts give multiples of 1/n; half of a tiny step keeps 1/8 <= 0.125 true in float32.
+        demonstrate = (solve_rate <= self.at_most + 1e-6).to(solve_rate.dtype)
+        return 1 - demonstrate, demonstrate
+
+
+class SoftSwitch(Gate):
+    """beta falls along a sigmoid of P around `centre`; alpha = 1 - beta.
+
+    beta = sigmoid(slope (centre - P)); a large slope is `Switch(centre)`.
+    """
+
+    centre: float = 0.25
+    slope: float = 10.0
+
+    def check(self) -> None:
+        require(0 <= self.centre <= 1, self, "centre", "a share of solved rollouts, 0 to 1")
+        require(self.slope > 0, self, "slope", "above 0")
+
+    def __call__(self, solve_rate: PerQuestion, step: int) -> tuple[PerQuestion, PerQuestion]:
+        beta = torch.sigmoid(self.slope * (self.centre - solve_rate))
+        return 1 - beta, beta
+
+
+class Anneal(Gate):
+    """beta goes linearly from `start` to `end` over `steps` optimizer steps; alpha = 1 - beta."""
+
+    reads_rollouts = False
+    start: float = 1.0
+    end: float = 0.0
+    steps: int = 100
+
+    def check(self) -> None:
+        require(0 <= self.start <= 1, self, "start", "a weight, 0 to 1")
+        require(0 <= self.end <= 1, self, "end", "a weight, 0 to 1")
+        require(self.steps >= 1, self, "steps", "at least 1")
+
+    def __call__(self, solve_rate: PerQuestion, step: int) -> tuple[PerQuestion, PerQuestion]:
+        progress = min(1.0, step / self.steps)
+        beta = torch.full_like(solve_rate, self.start + (self.end - self.start) * progress)
+        return 1 - beta, beta

@@ -1,0 +1,37 @@
+"""grad pi: the likelihood that is ascended, as the factor f'(pi) on its gradient."""
+
+import torch
+
+from workbench.identity import Component
+from workbench.recipe import require
+from workbench.upge.batch import PerToken
+
+
+class Likelihood(Component):
+    """A function f of the probability; the call returns f'(pi) [sequence, token]."""
+
+    def __call__(self, logprobs: PerToken) -> PerToken:
+        raise NotImplementedError
+
+
+class Plain(Likelihood):
+    """f(pi) = pi: the likelihood itself."""
+
+    def __call__(self, logprobs: PerToken) -> PerToken:
+        return torch.ones_like(logprobs)
+
+
+class Shaped(Likelihood):
+    """f(pi) = pi / (pi + gamma): steeper for improbable tokens.
+
+    LUFFY's policy shaping (Yan et al. 2025, section 3.3) with gamma 0.1; f'(pi) = gamma / (pi +
+    gamma)^2. It alters neither pi_ref nor the ratio that a mask reads.
+    """
+
+    gamma: float
+
+    def check(self) -> None:
+        require(self.gamma > 0, self, "gamma", "above 0")
+
+    def __call__(self, logprobs: PerToken) -> PerToken:
+        return self.gamma / (logprobs.exp() + self.gamma).square()

@@ -1,0 +1,290 @@
+"""Published methods, each a few lines that return a value. Variants are arguments, not copies.
+
+Where papers and codebases disagree, the default is the paper's and the argument says whose the
+other is. Rows refer to Table 1 of "Towards a Unified View of LLM Post-Training" (2509.04419).
+"""
+
+from collections.abc import Callable
+
+from workbench.study import differences
+from workbench.upge.advantages import (
+    GAE,
+    Advantage,
+    BatchNormalized,
+    GroupCentered,
+    GroupNormalized,
+    LeaveOneOut,
+    Ones,
+    Signed,
+)
+from workbench.upge.aggregations import (
+    Aggregation,
+    ConstantLength,
+    PerGroup,
+    PerStream,
+    SequenceMean,
+    TokenMean,
+)
+from workbench.upge.auxiliary import Auxiliary, EntropyBonus, ValueLoss
+from workbench.upge.denominators import Capped, CurrentPolicy, OldPolicy, SequenceGeometric, Unit
+from workbench.upge.estimator import Estimator
+from workbench.upge.gates import Gate, Switch
+from workbench.upge.likelihoods import Likelihood, Plain, Shaped
+from workbench.upge.masks import KeepAll, Mask, RatioClip, SequenceClip, SoftClip
+from workbench.upge.method import EntropyWeight, Method, Stream, Term
+
+
+def _imitation(aggregation: Aggregation) -> Estimator:
+    return Estimator(KeepAll(), CurrentPolicy(), Ones(), aggregation=aggregation)
+
+
+def sft(aggregation: Aggregation = TokenMean()) -> Method:
+    """Supervised fine-tuning: mean token log-loss of the demonstration.
+
+    Row: pi_ref = pi, A = 1, no mask. `TokenMean(PerStream())` weighs all tokens of the step alike,
+    as most trainers do.
+    """
+    return Method(demonstrations=_imitation(aggregation))
+
+
+def dft(aggregation: Aggregation = TokenMean()) -> Method:
+    """Dynamic fine-tuning (Wu et al. 2025): SFT with each token weighed by its own probability.
+
+    Row: pi_ref = 1, A = 1, no mask.
+    """
+    return Method(demonstrations=Estimator(KeepAll(), Unit(), Ones(), aggregation=aggregation))
+
+
+def reinforce(
+    advantage: Advantage = Signed(), aggregation: Aggregation = ConstantLength(1)
+) -> Method:
+    """REINFORCE (Williams 1992). Row: pi_ref = pi, A = +-1, no mask; `Reward()` is the raw return."""
+    return Method(
+        rollouts=Estimator(KeepAll(), CurrentPolicy(), advantage, aggregation=aggregation)
+    )
+
+
+def rloo(aggregation: Aggregation = ConstantLength(1)) -> Method:
+    """REINFORCE leave-one-out (Ahmadian et al. 2024, eq. 6): unbiased on policy, token sums."""
+    return reinforce(LeaveOneOut(), aggregation)
+
+
+def reinforce_pp(
+    centred_by_group: bool = False,
+    mask: Mask = RatioClip(0.2),
+    aggregation: Aggregation = TokenMean(),
+) -> Method:
+    """REINFORCE++ (Hu et al. 2025): rewards whitened over the batch, PPO's clip.
+
+    `centred_by_group=True` is REINFORCE++-baseline.
+    """
+    advantage = BatchNormalized(centred_by_group)
+    return Method(rollouts=Estimator(mask, OldPolicy(), advantage, aggregation=aggregation))
+
+
+def ppo(
+    mask: Mask = RatioClip(0.2),
+    advantage: GAE = GAE(),
+    aggregation: Aggregation = TokenMean(),
+    value_coefficient: float = 0.5,
+) -> Method:
+    """PPO (Schulman et al. 2017) with a value head. Row: pi_ref = pi_old, A = GAE, PPO clip.
+
+    verl always adds dual clip: `mask=DualClip(0.2)`.
+    """
+    return Method(
+        rollouts=Estimator(mask, OldPolicy(), advantage, aggregation=aggregation),
+        auxiliary=(ValueLoss(value_coefficient),),
+    )
+
+
+def grpo(
+    mask: Mask = RatioClip(0.2),
+    advantage: Advantage = GroupNormalized(),
+    aggregation: Aggregation = SequenceMean(),
+) -> Method:
+    """GRPO (Shao et al. 2024, eq. 3, without its KL). Row: pi_ref = pi_old, group z-score, PPO clip.
+
+    verl: `DualClip(0.2)` and `TokenMean(PerStream())`; TRL: `GroupNormalized(epsilon=1e-4)`;
+    open-instruct: `GroupNormalized(epsilon=1e-8, ddof=0)`.
+    """
+    return Method(rollouts=Estimator(mask, OldPolicy(), advantage, aggregation=aggregation))
+
+
+def dr_grpo(length: int = 1, mask: Mask = RatioClip(0.2)) -> Method:
+    """Dr. GRPO (Liu et al. 2025): GRPO without the std and without the length divisor.
+
+    `length` is the constant that token sums are divided by: 1 in the paper's equation, the
+    generation budget in its code.
+    """
+    return grpo(mask, GroupCentered(), ConstantLength(length))
+
+
+def dapo(low: float = 0.2, high: float = 0.28, aggregation: Aggregation = TokenMean()) -> Method:
+    """DAPO's loss (Yu et al. 2025, eq. 8): GRPO with clip-higher and token means over the question.
+
+    Its code takes the mean over the whole batch: `TokenMean(PerStream())`. Dynamic sampling is not
+    part of a loss.
+    """
+    return grpo(RatioClip(low, high), aggregation=aggregation)
+
+
+def cispo(cap: float = 5.0, aggregation: Aggregation = TokenMean(PerStream())) -> Method:
+    """CISPO (MiniMax-M1, 2025, eq. 4-5): the ratio, capped, as a detached weight on log pi.
+
+    Row: pi_ref = pi_old. `cap` is a ratio and not a distance from 1: the original leaves its value
+    open, open-instruct takes 1.272, TRL recommends 5.
+    """
+    return Method(
+        rollouts=Estimator(KeepAll(), Capped(cap), GroupNormalized(), aggregation=aggregation)
+    )
+
+
+def gspo(low: float = 3e-4, high: float = 4e-4) -> Method:
+    """GSPO (Zheng et al. 2025, eq. 5-7): clip and ratio of whole sequences, by geometric means.
+
+    Row: pi_ref = pi (pi_old(tau) / pi(tau))^(1 / length).
+    """
+    return Method(
+        rollouts=Estimator(SequenceClip(low, high), SequenceGeometric(), GroupNormalized())
+    )
+
+
+def sapo(positive: float = 1.0, negative: float = 1.05) -> Method:
+    """SAPO (Gao et al. 2025): GRPO with a soft clip that fades tokens out."""
+    return grpo(SoftClip(positive, negative))
+
+
+def luffy(
+    likelihood: Likelihood = Shaped(0.1),
+    advantage: Advantage = GroupNormalized(with_demonstrations=True),
+    mask: Mask = KeepAll(),
+    aggregation: Aggregation = TokenMean(PerGroup()),
+) -> Method:
+    """LUFFY (Yan et al. 2025): the demonstration is one more member of the group, policy-shaped.
+
+    Row (offline part): pi_ref = 1, z-score over rollouts and demonstration together, no mask,
+    f(pi) = pi / (pi + 0.1). Use 7 rollouts a question. The released code centres without the std
+    (`GroupCentered(with_demonstrations=True)`) and divides by a constant length
+    (`ConstantLength(8192, PerGroup())`); `likelihood=Plain()` is its ablation.
+    """
+    return Method(
+        rollouts=Estimator(mask, OldPolicy(), advantage, aggregation=aggregation),
+        demonstrations=Estimator(KeepAll(), Unit(), advantage, likelihood, aggregation),
+    )
+
+
+def srft(
+    advantage: Advantage = GroupNormalized(with_demonstrations=True),
+    likelihood: Likelihood = Plain(),
+    aggregation: Aggregation = SequenceMean(PerGroup()),
+) -> Method:
+    """SRFT (Fu et al. 2025): SFT and off-policy RL on demonstrations, +-1 RL on rollouts, at once.
+
+    Entropy decides the coefficients: SFT 0.5 exp(-H), correct rollouts 0.1 exp(H). Row (offline
+    part): pi_ref = 1, z-score over rollouts and demonstrations together, no mask. The released
+    code shapes the likelihood (`Shaped(0.1)`) and leaves out the std.
+    """
+    offline = Estimator(KeepAll(), Unit(), advantage, likelihood, aggregation)
+    online = Estimator(KeepAll(), CurrentPolicy(), Signed(), aggregation=aggregation)
+    return Method(
+        rollouts=(Term(online, EntropyWeight(0.1, 1.0, correct_only=True)),),
+        demonstrations=(
+            Term(_imitation(TokenMean()), EntropyWeight(0.5, -1.0)),
+            Term(offline),
+        ),
+    )
+
+
+def hpt(
+    gate: Gate = Switch(0.0),
+    rollouts: Stream = Estimator(
+        RatioClip(0.2), OldPolicy(), GroupNormalized(), aggregation=ConstantLength(1)
+    ),
+    demonstrations: Stream = Estimator(KeepAll(), CurrentPolicy(), Ones(), aggregation=TokenMean()),
+) -> Method:
+    """Hybrid Post-Training (2509.04419, eq. 9-12): each question trains on SFT or on RL.
+
+    Where the share of correct rollouts is at most gamma (0 for Qwen, 2/8 for Llama) the
+    demonstration is imitated, elsewhere RL follows the rollouts. As the text has it: z-score,
+    PPO clip, token sums without a length divisor (eq. 11), mean token log-loss (eq. 12).
+    """
+    return Method(rollouts, demonstrations, gate)
+
+
+def hpt_released(
+    gate: Gate = Switch(0.0),
+    length: int = 8192,
+    sequences_per_rank: int = 64,
+    sft_coefficient: float = 1.0,
+    sft_passes: int = 1,
+    entropy_bonus: float = 0.001,
+) -> Method:
+    """Hybrid Post-Training as the released code computes it, which departs from the text.
+
+    Rewards are centred without the std; no clip; RL tokens are summed over a rank's
+    `sequences_per_rank` and divided by the fixed `length` (8192), not by the batch. The SFT term is
+    a token mean over the gated questions only, added once for every micro-batch that holds
+    demonstrations: `sft_passes` makes that number, there a consequence of a memory setting,
+    explicit. `sft_coefficient` is 0.3 for the 1.5B model. The entropy bonus covers demonstrations.
+    """
+    centred = Estimator(KeepAll(), OldPolicy(), GroupCentered(), aggregation=ConstantLength(length))
+    imitation = _imitation(TokenMean(PerStream()))
+    auxiliary: tuple[Auxiliary, ...] = ()
+    if entropy_bonus:
+        auxiliary = (EntropyBonus(entropy_bonus, demonstrations=True),)
+    return Method(
+        rollouts=(Term(centred, float(sequences_per_rank)),),
+        demonstrations=(Term(imitation, sft_coefficient * sft_passes),),
+        gate=gate,
+        auxiliary=auxiliary,
+    )
+
+
+def _off_policy(likelihood: Likelihood) -> Estimator:
+    together = GroupNormalized(with_demonstrations=True)
+    return Estimator(KeepAll(), Unit(), together, likelihood, ConstantLength(1))
+
+
+def off_on(gate: Gate = Switch(0.0), likelihood: Likelihood = Shaped(0.1)) -> Method:
+    """OFF/ON (2509.04419, Table 5): below the gate off-policy RL takes the place of SFT."""
+    return hpt(gate, demonstrations=_off_policy(likelihood))
+
+
+def mix_on(
+    gate: Gate = Switch(0.0),
+    sft_coefficient: float = 0.1,
+    off_coefficient: float = 1.0,
+    likelihood: Likelihood = Shaped(0.1),
+) -> Method:
+    """Mix/ON (2509.04419, Table 5): below the gate 0.1 SFT and 1.0 off-policy RL at once."""
+    mixture = (
+        Term(_imitation(TokenMean()), sft_coefficient),
+        Term(_off_policy(likelihood), off_coefficient),
+    )
+    return hpt(gate, demonstrations=mixture)
+
+
+NAMED: dict[str, Callable[[], Method]] = {
+    each.__name__: each
+    for each in (
+        sft, dft, reinforce, rloo, reinforce_pp, ppo, grpo, dr_grpo, dapo, cispo, gspo, sapo,
+        luffy, srft, hpt, hpt_released, off_on, mix_on,
+    )
+}  # fmt: skip
+
+
+def name_of(method: Method) -> str:
+    """The published name, with what differs from it where little does; else the components."""
+    distance = {name: differences(make(), method) for name, make in NAMED.items()}
+    name = min(distance, key=lambda each: len(distance[each]))
+    changed = distance[name]
+    if not changed:
+        return name
+    if isinstance(method.rollouts, Estimator) and method.demonstrations is None:
+        if not method.auxiliary:
+            return method.rollouts.label
+    leaves = {
+        k: v for k, (_, v) in changed.items() if not any(o.startswith(k + ".") for o in changed)
+    }
+    return f"{name}[{', '.join(f'{key}={value}' for key, value in leaves.items())}]"
