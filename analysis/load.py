@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.identity import nearest
-from workbench.plan import Planned, resolve
+from workbench.plan import Planned, measurements, resolve
 from workbench.problems.loaders import load
-from workbench.recipe import Measurement, Recipe
+from workbench.recipe import Recipe
 from workbench.records import Row, Run, run_of
 from workbench.schema import File
 from workbench.study import Cell, Study
@@ -41,22 +41,20 @@ class Suites:
 class Runs:
     """A study's finished runs as frames, and what is missing from them.
 
-    An arm that trains nothing is one run, whatever the study's seeds: its copies would look like
-    replicates and differ by nothing.
+    A run that answers for several seeds of an arm (a model left as it is) is there once: copies
+    would look like replicates and differ by nothing.
 
     Attributes:
         study: whose runs they are.
         root: the tracking folder they lie under.
         suites: that the study is evaluated on.
-        planned: every cell with its run, finished or not.
-        kept: the finished ones that the frames hold.
-        missing: the unfinished ones that the frames leave out.
+        kept: cells with a finished run, which the frames hold.
+        missing: cells without one, which they leave out.
     """
 
     study: Study
     root: Path
     suites: Suites
-    planned: tuple[Planned, ...]
     kept: tuple[Planned, ...]
     missing: tuple[Planned, ...]
 
@@ -84,10 +82,10 @@ class Runs:
         """One row for each label, seed, suite and problem: its level and its counts."""
         frames = [
             pd.read_parquet(path, columns=["problem", "level", *COUNTS]).assign(
-                **_key(each.cell), suite=measurement.suite
+                **_key(each.cell), suite=suite
             )
             for each in self.kept
-            for measurement, path in _measured(self.study, each)
+            for suite, path in _measured(self.study, each)
             if path.exists()
         ]
         columns = ["label", "seed", "suite", "problem", "level", *COUNTS]
@@ -127,15 +125,9 @@ class Runs:
         if recipe.start is None:
             return spent
         first = recipe.start.recipe
-        before = self._spent(first, self._run_of(first, cell.seed), cell, recipe.start.step)
+        run = run_of(self.root, first, cell.seed)
+        before = self._spent(first, run, cell, recipe.start.step)
         return {name: before[name] + spent[name] for name in SPENT}
-
-    def _run_of(self, recipe: Recipe, seed: int) -> Run:
-        """The run of a recipe: the study's own where it has that cell, else its own directory."""
-        for each in self.planned:
-            if each.cell.recipe == recipe and each.cell.seed == seed:
-                return each.run
-        return run_of(self.root, recipe, seed)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -151,9 +143,9 @@ class Runs:
 
     def _missing_suites(self) -> list[str]:
         lost = [
-            f"{each.cell.label} (seed {each.cell.seed}) on {measurement.suite}"
+            f"{each.cell.label} (seed {each.cell.seed}) on {suite}"
             for each in self.kept
-            for measurement, path in _measured(self.study, each)
+            for suite, path in _measured(self.study, each)
             if not path.exists()
         ]
         if not lost:
@@ -163,26 +155,17 @@ class Runs:
 
     def _shared(self) -> list[str]:
         pairs = {each.cell.label: each.same_as for each in self.kept if each.same_as is not None}
-        return [
-            f"{label} is the same run as {other}." for label, other in pairs.items()
-        ]
+        return [f"{label} is the same run as {other}." for label, other in pairs.items()]
 
 
 def runs(study: Study, root: Path) -> Runs:
     """Finds the runs of a study under the tracking folder; reads none of their records yet."""
-    planned = tuple(resolve(study, root))
-    finished = [each for each in planned if each.run.finished]
-    kept: dict[object, Planned] = {}
-    for each in finished:
-        kept.setdefault(_replicate(each), each)
-    copies = {_replicate(each) for each in finished}
-    missing = {
-        _replicate(each): each
-        for each in planned
-        if not each.run.finished and _replicate(each) not in copies
-    }
-    found = tuple(kept.values()), tuple(missing.values())
-    return Runs(study, root, suites_of(study), planned, *found)
+    distinct: dict[tuple[str, Path], Planned] = {}
+    for each in resolve(study, root):
+        distinct.setdefault((each.cell.label, each.run.path), each)
+    kept = tuple(each for each in distinct.values() if each.run.finished)
+    missing = tuple(each for each in distinct.values() if not each.run.finished)
+    return Runs(study, root, suites_of(study), kept, missing)
 
 
 def suites_of(study: Study) -> Suites:
@@ -195,7 +178,7 @@ def suites_of(study: Study) -> Suites:
     outside: dict[str, None] = {}
     for recipe in study.recipes.values():
         suites = {suite.name: suite for suite in load(recipe.data).suites}
-        for measurement in study.evaluation.measurements(tuple(suites), recipe):
+        for measurement in measurements(study, recipe):
             suite = suites[measurement.suite]
             (outside if suite.out_of_distribution else inside)[suite.name] = None
     return Suites(tuple(inside), tuple(outside))
@@ -206,17 +189,10 @@ def untrained(recipe: Recipe) -> bool:
     return recipe.method is None and recipe.start is None
 
 
-def _replicate(planned: Planned) -> object:
-    """What tells one run of an arm from another."""
-    cell = planned.cell
-    return cell.label if untrained(cell.recipe) else (cell.label, planned.run.path)
-
-
-def _measured(study: Study, planned: Planned) -> list[tuple[Measurement, Path]]:
-    recipe = planned.cell.recipe
-    names = tuple(suite.name for suite in load(recipe.data).suites)
-    found = study.evaluation.measurements(names, recipe)
-    return [(measurement, planned.run.evaluation_path(measurement)) for measurement in found]
+def _measured(study: Study, planned: Planned) -> list[tuple[str, Path]]:
+    """The suites that a run is measured on, each with the file that holds the counts."""
+    found = measurements(study, planned.cell.recipe)
+    return [(each.suite, planned.run.evaluation_path(each)) for each in found]
 
 
 def _key(cell: Cell) -> Row:

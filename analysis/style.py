@@ -17,7 +17,7 @@ class Look:
     color: str
     dashes: Dashes
     marker: str
-    width: float = 1.3
+    width: float = 1.2
 
     def line(self) -> dict[str, Any]:
         """Keyword arguments of matplotlib's `plot`."""
@@ -39,19 +39,19 @@ DASH_DOT_DOT: Dashes = (0.0, (5.0, 1.5, 1.2, 1.5, 1.2, 1.5))
 
 # Okabe and Ito's colours, told apart with any colour vision; their yellow is too pale for lines.
 KNOWN = {
-    "base": Look("#7f7f7f", DOTTED, "x"),
+    "base": Look("#7f7f7f", DOTTED, "X"),
     "sft": Look("#56b4e9", DASHED, "s"),
     "grpo": Look("#0072b2", SOLID, "^"),
     "sft->grpo": Look("#009e73", DASH_DOT, "D"),
     "luffy": Look("#e69f00", LONG, "v"),
-    "srft": Look("#cc79a7", DASH_DOT_DOT, "P"),
-    "hpt": Look("#d55e00", SOLID, "o", width=2.0),
+    "srft": Look("#cc79a7", DASH_DOT_DOT, "p"),
+    "hpt": Look("#d55e00", SOLID, "o", width=1.8),
 }
 
 # For labels that are no method's name: Tol's muted colours, apart from those above in lightness.
 _COLORS = ("#332288", "#44aa99", "#882255", "#999933", "#000000", "#88ccee", "#aa4499", "#117733")
 _DASHES = (SOLID, DASHED, DASH_DOT, DOTTED, LONG, DASH_DOT_DOT)
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "*")
+_MARKERS = ("o", "s", "^", "D", "v", "p", "X", "<", ">", "h", "*")
 
 
 def looks(labels: Iterable[str]) -> dict[str, Look]:
@@ -72,8 +72,7 @@ def _known(label: str) -> Look | None:
 
 
 def _other(number: int) -> Look:
-    # The three lengths share no factor, so that a combination returns after 528 labels only.
-    turn = number // len(_COLORS)
+    turn = number // len(_COLORS)  # shifts the lines when the colours begin again
     return Look(
         _COLORS[number % len(_COLORS)],
         _DASHES[(number + turn) % len(_DASHES)],

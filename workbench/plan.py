@@ -107,9 +107,15 @@ def resolve(study: Study, root: Path) -> list[Planned]:
     planned = []
     for cell in study.cells:
         label = trained[cell.label]
-        run = run_of(root, study.recipes[label], cell.seed)
+        run = run_of(root, study.recipes[label], seed_of(cell))
         planned.append(Planned(cell, run, None if label == cell.label else label))
     return planned
+
+
+def seed_of(cell: Cell) -> int:
+    """The seed that a cell's run has: a model left as it is has one run, whatever the seeds."""
+    untrained = cell.recipe.method is None and cell.recipe.start is None
+    return 0 if untrained else cell.seed
 
 
 def _trained_for(recipes: Mapping[str, Recipe]) -> dict[str, str]:
@@ -136,9 +142,9 @@ def jobs(study: Study, root: Path) -> list[Job]:
     for planned in resolve(study, root):
         cell, path = planned.cell, planned.run.path
         label = planned.same_as or cell.label
-        if planned.same_as is not None:
-            also.setdefault(path, []).append(cell.label)
-        job = Job(label, study.recipes[label], cell.seed, planned.run, measured[label])
+        if planned.same_as is not None and cell.label not in also.setdefault(path, []):
+            also[path].append(cell.label)
+        job = Job(label, study.recipes[label], seed_of(cell), planned.run, measured[label])
         found.setdefault(path, job)
     for job in list(found.values()):
         _add_sources(job, root, found)
@@ -216,8 +222,8 @@ def _check_model(recipe: Recipe, checked: set[str]) -> None:
     limit = read_json(config).get("max_position_embeddings") if config.is_file() else None
     if limit is not None and recipe.sampling.max_tokens >= limit:
         raise ValueError(
-            f"Sampling.max_tokens is {recipe.sampling.max_tokens}, but model {recipe.model!r} reads "
-            f"{limit} tokens, prompt and response together; use at most {limit - 1}"
+            f"Sampling.max_tokens is {recipe.sampling.max_tokens}, but model {recipe.model!r} "
+            f"reads {limit} tokens, prompt and response together; use at most {limit - 1}"
         )
 
 

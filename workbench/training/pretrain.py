@@ -9,17 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer
-from tokenizers.decoders import Fuse
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2Tokenizer,
 )
 
 from workbench.problems import Problem, Suite, Verdict, arithmetic, verify
@@ -106,14 +103,18 @@ class Batch:
     positions: Tensor
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Makes every character one token; decoding gives the text back without added spaces."""
-    vocabulary = {text: number for number, text in enumerate([PAD, END, UNKNOWN, *CHARACTERS])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+def build_tokenizer() -> Qwen2Tokenizer:
+    """Makes every character one token; decoding gives the text back without added spaces.
+
+    AutoTokenizer opens the tokenizer of any Qwen2 model as a Qwen2Tokenizer, whatever was saved, so
+    this is one: byte-level pieces without a single merge. It drops characters that it lacks.
+    """
+    byte_level = ByteLevel(add_prefix_space=False, use_regex=False)
+    pieces = [byte_level.pre_tokenize_str(character)[0][0] for character in CHARACTERS]
+    vocabulary = {piece: number for number, piece in enumerate([PAD, END, UNKNOWN, *pieces])}
+    return Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=[],
         pad_token=PAD,
         eos_token=END,
         unk_token=UNKNOWN,
@@ -122,7 +123,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(size: Architecture, tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+def build_model(size: Architecture, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     """Makes an untrained model from the global random state."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -179,7 +180,7 @@ def pretrain(
     )
 
 
-def batches(recipe: Pretraining, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
+def batches(recipe: Pretraining, tokenizer: Qwen2Tokenizer) -> Iterator[Batch]:
     """Packs the stream of documents into rows for ever; a document is never cut.
 
     A document goes to the first row with room, and the one with none begins the next batch.
@@ -202,7 +203,7 @@ def batches(recipe: Pretraining, tokenizer: PreTrainedTokenizerFast) -> Iterator
         room[row] -= length
 
 
-def _pack(rows: list[list[Document]], length: int, tokenizer: PreTrainedTokenizerFast) -> Batch:
+def _pack(rows: list[list[Document]], length: int, tokenizer: Qwen2Tokenizer) -> Batch:
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     tokens = torch.full((len(rows), length), pad)
     labels = torch.full((len(rows), length), _IGNORED)
@@ -245,7 +246,7 @@ def _rate(step: int, recipe: Pretraining) -> float:
 
 
 def _save(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, losses: list[float], out: Path
+    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, losses: list[float], out: Path
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
@@ -285,7 +286,7 @@ def check(model_dir: Path, recorded: Path = ARITHMETIC_1M, seed: int = 1) -> lis
 
 
 def _measure_suite(
-    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, suite: Suite, samples: int
+    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, suite: Suite, samples: int
 ) -> SuiteAccuracy:
     at_once = max(1, _RESPONSES_AT_ONCE // samples)
     answered: list[tuple[Problem, list[str]]] = []
@@ -309,7 +310,7 @@ def _measure_suite(
 @torch.inference_mode()
 def _sample(
     model: Qwen2ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: Qwen2Tokenizer,
     problems: tuple[Problem, ...],
     samples: int,
 ) -> list[list[str]]:

@@ -98,11 +98,11 @@ class TokenBatch:
             torch.ones_like(right), rollouts
         )
 
-    def rows(self, index: Tensor) -> "TokenBatch":
-        """Some of the rows, with all that belongs to them."""
+    def rows(self, index: Tensor, step: int | None = None) -> "TokenBatch":
+        """Some of the rows, with all that belongs to them; for another `step` where one is given."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         cut = {k: v[index] if isinstance(v, Tensor) else v for k, v in parts.items()}
-        return TokenBatch(**cut)
+        return TokenBatch(**{**cut, "step": self.step if step is None else step})
 
 
 def _shape(value: Tensor) -> tuple[int, ...]:

@@ -141,16 +141,21 @@ class Method(Objective):
 
     def prepare(self, batch: TokenBatch) -> "Step":
         """Settles all that belongs to the whole optimizer step: nothing is left to micro-batches."""
-        alpha, beta = self.gate(batch.solve_rate.nan_to_num(0.0), batch.step)
+        alpha, beta = self.gate_weights(batch)
         settled = []
         for (stream, of_stream), gate in zip(self._streams(batch), (alpha, beta), strict=True):
             by_row = gate[batch.question]
             for term in of_stream:
-                advantage, selected = term.estimator.settle(batch, stream)
+                # Tokens that the gate lets nothing of through take no part in a selection.
+                advantage, selected = term.estimator.settle(batch, stream & (by_row != 0))
                 share = term.estimator.aggregation(batch, stream, by_row)
                 share = share * (by_row * _coefficient(term, batch))[:, None]
                 settled.append(SettledTerm(term.estimator, stream, advantage, selected, share))
         return Step(self, batch, tuple(settled), alpha, beta)
+
+    def gate_weights(self, batch: TokenBatch) -> tuple[PerQuestion, PerQuestion]:
+        """alpha and beta [question]; a question without rollouts counts as solved by none."""
+        return self.gate(batch.solve_rate.nan_to_num(0.0), batch.step)
 
     def loss(
         self, batch: TokenBatch, entropy: PerToken | None = None, values: PerToken | None = None
@@ -250,6 +255,16 @@ class Step:
         cut = self.batch.rows(rows)
         for term in self.terms:
             yield term, term.weights(cut, rows, logprobs)
+
+    @property
+    def active(self) -> PerSequence:
+        """bool [sequence], the rows that can move the policy; all others add exactly nothing."""
+        tokens = torch.zeros_like(self.batch.trained)
+        for term in self.terms:
+            tokens |= (term.share * term.selected * term.advantage) != 0
+        for auxiliary in self.method.auxiliary:
+            tokens |= auxiliary.tokens(self.batch)
+        return tokens.any(dim=1)
 
     def _auxiliary(self, auxiliary: Auxiliary, rows: Tensor, current: Current) -> Tensor:
         tokens = auxiliary.tokens(self.batch)

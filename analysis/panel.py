@@ -1,0 +1,170 @@
+"""Panels of lines as plain values, and the one way in which they become a page."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Page
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from analysis.metrics import compact
+from analysis.style import STYLE, Look
+from workbench.passk import FloatArray
+
+FORMATS = ("pdf", "svg", "png")
+
+# Inches: a page is at most as wide as a text block; (page width, panel height) by columns.
+_SIZES = {1: (4.0, 2.3), 2: (5.6, 1.9), 3: (6.9, 1.75), 4: (6.9, 1.5)}
+_LEGEND_ROW, _NOTE_ROW = 0.18, 0.14
+
+_DENSE = 30  # points from which a line is thinner and has few markers
+
+_UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+
+
+@dataclass(frozen=True)
+class Line:
+    """The mean of an arm, with its band or the runs that it is the mean of.
+
+    Attributes:
+        label: the arm.
+        key: what the colour stands for and the legend names; the arm unless told otherwise.
+        x, y: of the mean.
+        band: lower and upper ends of the interval.
+        runs: x and y of each run, drawn faintly.
+    """
+
+    label: str
+    key: str
+    x: FloatArray
+    y: FloatArray
+    band: tuple[FloatArray, FloatArray] | None = None
+    runs: tuple[tuple[FloatArray, FloatArray], ...] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines on one pair of axes."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: tuple[Line, ...]
+    doubling: bool = False  # x in powers of two
+
+
+def draw(panels: Sequence[Panel], looks: Mapping[str, Look], note: str = "") -> Page:
+    """Draws the panels row by row, with one legend and the note under them all."""
+    columns = _columns(len(panels))
+    rows = ceil(len(panels) / columns)
+    width, height = _SIZES[columns]
+    shown = {line.key for panel in panels for line in panel.lines}
+    keys = [key for key in looks if key in shown]
+    per_row = _legend_columns(keys, width)
+    notes = _NOTE_ROW * len(note.splitlines())
+    below = _LEGEND_ROW * ceil(len(keys) / per_row) + notes + 0.1
+    page = Page(figsize=(width, rows * height + below), layout="constrained")
+    axes = page.subplots(rows, columns, squeeze=False).ravel()
+    for ax, panel in zip(axes, panels, strict=False):
+        _draw_panel(ax, panel, looks)
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    _label_once(page, list(axes[: len(panels)]))
+    handles = [Line2D([], [], label=key, **looks[key].line()) for key in keys]
+    legend = page.legend(
+        handles=handles, loc="outside lower center", ncols=per_row, title=note or None
+    )
+    legend.get_title().set_multialignment("center")
+    return page
+
+
+def save(page: Page, folder: Path, name: str) -> list[Path]:
+    """Writes the page as PDF, SVG and PNG, without dates: the same data give the same bytes."""
+    page.draw_without_rendering()  # settles the layout, once for all formats
+    page.set_layout_engine("none")
+    paths = [folder / f"{name}.{kind}" for kind in FORMATS]
+    for path, kind in zip(paths, FORMATS, strict=True):
+        page.savefig(path, format=kind, metadata=_UNDATED[kind])
+    return paths
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The package's own look, whatever matplotlib is set to outside."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rc_file(STYLE, use_default_template=False)
+        yield
+
+
+def _columns(panels: int) -> int:
+    """Rows as full as can be: four panels are 2 by 2, eight are 4 by 2."""
+    return {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 7: 4, 8: 4, 9: 3}.get(panels, 4)
+
+
+def _legend_columns(keys: Sequence[str], width: float) -> int:
+    """How many columns of entries fit, by the longest of each, spread evenly over the rows."""
+    for columns in range(len(keys), 1, -1):
+        blocks = np.array_split([len(key) for key in keys], columns)
+        if sum(0.62 + 0.065 * block.max() for block in blocks) < width:
+            return ceil(len(keys) / ceil(len(keys) / columns))
+    return 1
+
+
+def _draw_panel(ax: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
+    for number, line in enumerate(panel.lines):
+        _draw_line(ax, line, looks[line.key], number)
+    ax.set_title(panel.title)
+    ax.set_xlabel(panel.x_label)
+    ax.set_ylabel(panel.y_label)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(_tick))
+    if panel.doubling:
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+
+
+def _tick(value: float, _: object) -> str:
+    return compact(value).replace("-", "\N{MINUS SIGN}")
+
+
+def _draw_line(ax: Axes, line: Line, look: Look, number: int) -> None:
+    """The mean over its band and its runs; HPT's wider line lies on top."""
+    if line.band is not None:
+        ax.fill_between(line.x, *line.band, color=look.color, alpha=0.11, linewidth=0, zorder=2)
+    for x, y in line.runs:
+        ax.plot(x, y, color=look.color, alpha=0.22, linewidth=0.6, zorder=2.5)
+    style = look.line()
+    if len(line.x) > _DENSE:
+        style["linewidth"] *= 0.8
+    order = 3 + look.width
+    ax.plot(line.x, line.y, **style, markevery=_marked(len(line.x), number), zorder=order)
+
+
+def _marked(points: int, number: int) -> list[int]:
+    """Few markers a line, shifted from arm to arm so that they do not cover each other."""
+    if points <= _DENSE // 2:
+        return list(range(points))
+    gap = points / 5
+    return [int(at) for at in np.arange(gap * (0.1 + 0.14 * (number % 7)), points, gap)]
+
+
+def _label_once(page: Page, axes: Sequence[Axes]) -> None:
+    """Names an axis once for the page where several panels all have that name."""
+    if len(axes) > 1 and len({ax.get_xlabel() for ax in axes}) == 1:
+        page.supxlabel(axes[0].get_xlabel(), fontsize="medium")
+        for ax in axes:
+            ax.set_xlabel("")
+    if len(axes) > 1 and len({ax.get_ylabel() for ax in axes}) == 1:
+        page.supylabel(axes[0].get_ylabel(), fontsize="medium")
+        for ax in axes:
+            ax.set_ylabel("")

@@ -1,0 +1,367 @@
+"""The `workbench` command: what to train and what it costs, train it, look at it.
+
+    workbench plan studies/components.py      list the runs and what they cost, start nothing
+    workbench run studies/components.py       train the runs that have no finished record yet
+    workbench report studies/components.py    tables and figures from the records
+
+Exit status: 0 done, 1 a cell failed or something is missing, 2 a mistake in what was asked for,
+130 interrupted. Heavy packages are imported by the commands that need them.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.studyfile import Mistake, StudyFile, load
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    from analysis.report import Output
+    from workbench.plan import Cost, Job, Status
+    from workbench.study import Study
+
+OK, FAILED, MISTAKEN, INTERRUPTED = 0, 1, 2, 130
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["worker"]:  # what the launcher starts; not for people
+        from workbench.worker import main as worker
+
+        return worker(given[1:])
+    options = _parser().parse_args(given)
+    try:
+        return options.command(options)
+    except Mistake as mistake:
+        _complain(str(mistake))
+        return MISTAKEN
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `workbench plan ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _complain(message: str) -> None:
+    red, plain = ("\033[1;31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    print(f"{red}error: {message}{plain}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="workbench",
+        description="A research workbench for LLM post-training: declare a study, run it, read it.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[..., int], text: str, nargs: str | None = None) -> None:
+        each = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        each.set_defaults(command=command)
+        each.add_argument("study", nargs=nargs, type=Path, metavar="STUDY.py", help="a study file")
+        each.add_argument(
+            "--study", dest="name", metavar="NAME", help="only this study of the file"
+        )
+        each.add_argument(
+            "--root", type=Path, default=Path("mlruns"), help="the tracking folder (mlruns)"
+        )
+        if name == "report":
+            each.add_argument("--only", action="append", metavar="NAME", help="only this output")
+        if name == "ui":
+            each.add_argument("--port", type=int, default=5000, help="of the page (5000)")
+            each.add_argument("--host", default=LOCAL_HOSTS[0], help="this machine only")
+
+    add("plan", _plan, "list the runs and what they cost, start nothing")
+    add("run", _run, "train the runs that have no finished record yet, then report")
+    add("status", _status, "say which runs are finished, running or failed, and why")
+    add("report", _report, "write tables and figures from the records")
+    add("ui", _ui, "open MLflow on this machine's runs", "?")
+    add("doctor", _doctor, "check that everything a study needs is there", "?")
+    pretrain = commands.add_parser("pretrain", help="rebuild the shipped base model and compare")
+    pretrain.set_defaults(command=_pretrain)
+    pretrain.add_argument("study", nargs="?", type=Path, default=Path("studies/base_model.py"))
+    pretrain.add_argument("--out", type=Path, default=Path("base_model"), help="a folder for it")
+    return parser
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    wide = None if sys.stdout.isatty() else 160  # a pipe has no width; do not fold at 80
+    return Console(markup=False, highlight=False, width=wide)
+
+
+def _grid(*titles: str) -> "RichTable":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
+
+
+def _root(options: argparse.Namespace) -> Path:
+    return options.root.resolve()
+
+
+# --- plan and status ------------------------------------------------------------------------------
+
+
+def _loaded(options: argparse.Namespace) -> StudyFile:
+    """The study file with everything checked that can be before training."""
+    from workbench.launch import slots
+    from workbench.plan import validate
+
+    file = load(options.study, options.name)
+    for variable, study in file.studies.items():
+        file.checked(variable, validate)
+        file.checked(variable, lambda each: slots(each.resources))
+        for output in _outputs(file, study):
+            file.checked(variable, lambda _, output=output: output.check())
+    return file
+
+
+def _outputs(file: StudyFile, study: "Study") -> "list[Output]":
+    """The file's tables and figures of a study; none where it does not import `analysis`."""
+    if "analysis" not in sys.modules:
+        return []
+    from analysis.report import Output
+
+    made = [value for value in vars(file.module).values() if isinstance(value, Output)]
+    return [value for value in made if value.study == study]
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from workbench import plan
+
+    console = _console()
+    for study in _loaded(options).studies.values():
+        jobs = plan.jobs(study, _root(options))
+        console.print(_plan_table(study, jobs))
+        for line in _plan_summary(study, jobs, plan.cost(jobs, _root(options))):
+            console.print(line)
+    return OK
+
+
+def _plan_table(study: "Study", jobs: Sequence["Job"]) -> "RichTable":
+    """One row for each arm, its runs counted by status."""
+    from workbench import plan, provenance
+
+    code = provenance.code()
+    table = _grid("arm", "runs", "steps", "note")
+    arms: dict[str, list[Job]] = {}
+    for job in jobs:
+        arms.setdefault(job.label, []).append(job)
+    for label, runs in arms.items():
+        counts = Counter(plan.status(job).kind for job in runs)
+        notes, start = [], runs[0].recipe.start
+        if start is not None:
+            notes.append(f"starts from {_name_of(start.recipe, jobs)} at step {start.step}")
+        if any(plan.is_stale(job, code) for job in runs):
+            notes.append("stale: code changed since")
+        found = ", ".join(f"{number} {kind}" for kind, number in counts.items())
+        table.add_row(label, found, str(plan.steps_of(runs[0].recipe)), "; ".join(notes))
+        for other in runs[0].also:
+            table.add_row(other, "", "", f"the same estimator as {label}: shares its run")
+    return table
+
+
+def _name_of(recipe: object, jobs: Sequence["Job"]) -> str:
+    return next(job.label for job in jobs if job.recipe == recipe)
+
+
+def _plan_summary(study: "Study", jobs: Sequence["Job"], cost: "Cost") -> list[str]:
+    from workbench.display import clock
+    from workbench.launch import slots
+
+    left = sum(not job.done for job in jobs)
+    room = slots(study.resources)
+    lines = [
+        f"{study.name}: {len(study.cells)} cells, {len(jobs)} runs, {left} to train or measure"
+    ]
+    if cost.steps:
+        lines.append(f"at most {cost.steps:,} steps and {cost.tokens:,} sampled tokens")
+    if cost.seconds is not None:
+        wall = clock(cost.seconds / min(len(room), max(1, left)))
+        lines.append(
+            f"about {clock(cost.seconds)} of training, {wall} with {len(room)} at once "
+            "(from recorded runs of the same sizes; evaluation not counted)"
+        )
+    elif cost.steps:
+        lines.append("no run of these sizes was timed yet, so the time is not known")
+    return lines
+
+
+def _status(options: argparse.Namespace) -> int:
+    from rich.text import Text
+
+    from workbench import plan, provenance
+
+    console, code = _console(), provenance.code()
+    file = load(options.study, options.name)
+    for variable, study in file.studies.items():
+        table = _grid("run", "status", "step", "detail")
+        for job in file.checked(variable, lambda each: plan.jobs(each, _root(options))):
+            found = plan.status(job)
+            steps = f"{_last_step(job, found)}/{plan.steps_of(job.recipe)}"
+            stale = "stale: code changed since" if plan.is_stale(job, code) else ""
+            style = {"failed": "red", "finished": "green", "running": "cyan"}.get(found.kind, "")
+            detail = "; ".join(each for each in (found.detail, stale) if each)
+            table.add_row(job.name, Text(found.kind, style=style), steps, detail)
+        console.print(study.name)
+        console.print(table)
+    return OK
+
+
+def _last_step(job: "Job", found: "Status") -> int:
+    from workbench.plan import steps_of
+
+    if job.run.finished or found.kind == "waiting":
+        return steps_of(job.recipe) if job.run.finished else 0
+    rows = job.run.rows()
+    return rows[-1]["step"] if rows else 0
+
+
+# --- run and report -------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace) -> int:
+    file = _loaded(options)
+    code = OK
+    for study in file.studies.values():
+        code = max(code, _run_study(file, study, _root(options)))
+        if code == INTERRUPTED:
+            break
+    return code
+
+
+def _run_study(file: StudyFile, study: "Study", root: Path) -> int:
+    from workbench import plan
+    from workbench.display import Display
+    from workbench.launch import Launcher
+    from workbench.tracking import Mirror, set_defaults
+
+    set_defaults()
+    console = _console()
+    jobs = plan.jobs(study, root)
+    launcher, mirror = Launcher(jobs, study.resources, root), Mirror(study, root, jobs)
+    left = sum(not job.done for job in jobs)
+    console.print(f"{study.name}: {len(jobs)} runs, {left} to train or measure")
+    mirror.start()
+    try:
+        with Display(console, jobs) as show:
+            for event in launcher.run():
+                if event is not None:
+                    show(event)
+    finally:
+        behind = mirror.close()
+    _print_problems(launcher.failed, behind, mirror.uri)
+    if any(job.done for job in jobs):
+        _write_report(file, study, root, None)
+    console.print(f"runs      {root / 'cells'}")
+    console.print(f"MLflow    workbench ui {file.path}   ({mirror.uri})")
+    if launcher.stopping:
+        return INTERRUPTED
+    return FAILED if launcher.failed else OK
+
+
+def _print_problems(failed: Iterable["Job"], behind: dict[str, str], uri: str) -> None:
+    for job in failed:
+        reason = (job.run.failure or {}).get("reason", "not trained")
+        _complain(f"{job.name}: {reason}")
+    if behind:
+        _complain(f"{uri} does not show {', '.join(behind)}: {next(iter(behind.values()))}")
+        print("the records are whole; the next run shows what is missing", file=sys.stderr)
+
+
+def _report(options: argparse.Namespace) -> int:
+    file, root = load(options.study, options.name), _root(options)
+    for variable in file.studies:
+        file.checked(variable, lambda study: _write_report(file, study, root, options.only))
+    return OK
+
+
+def _write_report(file: StudyFile, study: "Study", root: Path, only: list[str] | None) -> None:
+    """Writes the study's outputs and prints its first table."""
+    from analysis.report import report
+
+    console = _console()
+    written = report(study, _outputs(file, study), root, only)
+    if written.rows:
+        table = _grid(*written.columns)
+        for row in written.rows:
+            table.add_row(*row)
+        console.print(table)
+    for note in written.notes:
+        console.print(note)
+    console.print(f"report    {written.folder} ({len(written.paths)} files)")
+
+
+# --- the rest -------------------------------------------------------------------------------------
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from workbench.tracking import experiments, set_defaults, store_uri
+
+    if options.host not in LOCAL_HOSTS:
+        raise Mistake(
+            f"--host {options.host} would show every run to the network without a password; "
+            "only 127.0.0.1 is served. From elsewhere, forward the port: "
+            f"ssh -L {options.port}:127.0.0.1:{options.port} HOST"
+        )
+    set_defaults()
+    uri = store_uri(_root(options))
+    remote = uri.startswith(("http://", "https://"))
+    page = uri.rstrip("/") if remote else f"http://127.0.0.1:{options.port}"
+    names = [] if options.study is None else [
+        study.name for study in load(options.study, options.name).studies.values()
+    ]  # fmt: skip
+    print(page, flush=True)
+    for name, identity in experiments(uri, names).items():
+        print(f"{name}: {page}/#/experiments/{identity}/runs", flush=True)
+    if remote:
+        return OK
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    command += ["--host", "127.0.0.1", "--port", str(options.port), "--workers", "1"]
+    return subprocess.call(command)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """Prints a line for each thing needed, and fails if one is missing."""
+    from workbench.doctor import machine_checks, package_checks, study_checks
+
+    checks = [*machine_checks(_root(options)), *package_checks()]
+    if options.study is not None:
+        checks += study_checks(load(options.study, options.name))
+    for fine, text in checks:
+        print(f"{'ok     ' if fine else 'MISSING'}  {text}")
+    return OK if all(fine for fine, _ in checks) else FAILED
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    """Rebuilds the base model and says for each suite whether it is as good as the shipped one."""
+    from workbench.identity import load_module
+    from workbench.training.pretrain import Pretraining, check, rebuild
+
+    if not options.study.is_file():
+        raise Mistake(f"no file {options.study}; give the study that declares the pretraining")
+    found = [
+        v for v in vars(load_module(str(options.study))).values() if isinstance(v, Pretraining)
+    ]
+    if not found:
+        raise Mistake(f"{options.study} declares no Pretraining")
+    result = rebuild(found[0], options.out)
+    print(f"{result.steps} steps, {result.tokens:,} tokens, {result.seconds:.0f} s: {options.out}")
+    comparisons = check(options.out)
+    for each in comparisons:
+        print(each)
+    return OK if all(each.same for each in comparisons) else FAILED

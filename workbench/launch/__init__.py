@@ -1,0 +1,5 @@
+"""Where the runs of a study are trained: processes of this machine."""
+
+from workbench.launch.local import Event, Launcher, Slot, slots
+
+__all__ = ["Event", "Launcher", "Slot", "slots"]

@@ -1,0 +1,185 @@
+"""What MLflow is shown of a run, as plain values and files: parameters, metric points, artifacts.
+
+Everything here is computed from the run directory alone, timestamps included, so that computing
+it again gives the same points and a replay adds nothing.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from workbench.identity import fingerprint
+from workbench.passk import pass_at_k
+from workbench.plan import Job
+from workbench.problems import loaders
+from workbench.recipe import Measurement
+from workbench.records import Row
+from workbench.schema import (
+    AVERAGE,
+    AVERAGE_OOD,
+    EVAL_LENGTH,
+    EVAL_PASS_AT_1,
+    PASS_AT_K,
+    WALL_CLOCK,
+    File,
+)
+from workbench.study import flatten
+
+PARAM_LIMIT = 6000  # characters; MLflow cuts longer values without a word
+NONFINITE = "nonfinite/{key}"
+ROLLOUT_FILES, ROLLOUT_ROWS = 8, 16  # how much of the sampled rollouts the table shows
+
+
+class Point(NamedTuple):
+    """One point of a metric; the same point twice is one point."""
+
+    key: str
+    value: float
+    timestamp: int
+    step: int
+
+
+def parameters(job: Job) -> dict[str, str]:
+    """The flattened recipe with label and seed; a value that MLflow would cut says that it is."""
+    found = {"label": job.label, "seed": str(job.seed), **flatten(job.recipe)}
+    return {key: _cut(value) for key, value in found.items()}
+
+
+def _cut(value: str) -> str:
+    notice = " ... (cut; recipe.txt has all of it)"
+    return value if len(value) <= PARAM_LIMIT else value[: PARAM_LIMIT - len(notice)] + notice
+
+
+def points(row: Row, timed_until: int = -1) -> list[Point]:
+    """The points of one step.
+
+    Wall-clock metrics differ when a step is run again, so those of steps up to `timed_until`, which
+    were shown before, are left out. MLflow stores an infinity as the largest number: what is not
+    finite becomes NaN and is counted under `nonfinite/`.
+    """
+    found = []
+    for key, value in row.items():
+        if "/" not in key or not isinstance(value, bool | int | float):
+            continue
+        if key.startswith(WALL_CLOCK) and row["step"] <= timed_until:
+            continue
+        finite = math.isfinite(value)
+        shown = float(value) if finite else math.nan
+        found.append(Point(key, shown, row["timestamp"], row["step"]))
+        if not finite:
+            found.append(Point(NONFINITE.format(key=key), 1.0, row["timestamp"], row["step"]))
+    return found
+
+
+def replay_difference(job: Job) -> int | None:
+    """The first step that a resumed run computed differently the second time, timings aside."""
+    dropped = (job.run.path / File.METRICS).with_suffix(".dropped.jsonl")
+    if not dropped.exists():
+        return None
+    kept = {row["step"]: _timeless(row) for row in job.run.rows()}
+    before = job.run.rows(dropped.name)
+    return next(
+        (r["step"] for r in before if kept.get(r["step"], _timeless(r)) != _timeless(r)), None
+    )
+
+
+def _timeless(row: Row) -> str:
+    """A row without its timings, as text: a NaN equals itself there."""
+    left = {k: v for k, v in row.items() if k != "timestamp" and not k.startswith(WALL_CLOCK)}
+    return json.dumps(left, sort_keys=True)
+
+
+# --- evaluations ----------------------------------------------------------------------------------
+
+
+def evaluation_identity(job: Job) -> str:
+    """Which measurements a mirrored run shows."""
+    return fingerprint(job.measurements)[:16]
+
+
+def evaluation_points(job: Job) -> list[Point]:
+    """Pass@1 and length of each suite, their averages, and the Pass@k curves with `step = k`."""
+    found: list[Point] = []
+    at_1: dict[str, float] = {}
+    latest = 0
+    for measurement in job.measurements:
+        path = job.run.evaluation_path(measurement)
+        counts = pd.read_parquet(path)
+        stamp = int(path.stat().st_mtime * 1000)
+        latest = max(latest, stamp)
+        curve = list(_curve(measurement, counts, stamp))
+        at_1[measurement.suite] = curve[0].value
+        found += [*curve, _named(EVAL_PASS_AT_1, measurement.suite, curve[0].value, stamp)]
+        length = float(counts["tokens"].to_numpy().sum() / counts["samples"].to_numpy().sum())
+        found.append(_named(EVAL_LENGTH, measurement.suite, length, stamp))
+    return [*found, *_averages(job, at_1, latest)]
+
+
+def _named(pattern: str, suite: str, value: float, stamp: int) -> Point:
+    """A point at step 0, which MLflow draws as one bar a run."""
+    return Point(pattern.format(suite=suite), value, stamp, 0)
+
+
+def _curve(measurement: Measurement, counts: pd.DataFrame, stamp: int) -> Iterator[Point]:
+    n = measurement.samples
+    ks = sorted({*(2**power for power in range(n.bit_length()) if 2**power <= n), n})
+    samples, correct = counts["samples"].to_numpy(), counts["correct"].to_numpy()
+    means = pass_at_k(samples, correct, np.array(ks)).mean(axis=0)
+    key = PASS_AT_K.format(suite=measurement.suite)
+    for k, value in zip(ks, means, strict=True):
+        yield Point(key, float(value), stamp, k)
+
+
+def _averages(job: Job, at_1: dict[str, float], stamp: int) -> Iterator[Point]:
+    suites = {suite.name: suite for suite in loaders.load(job.recipe.data).suites}
+    for name, outside in ((AVERAGE, False), (AVERAGE_OOD, True)):
+        values = [v for suite, v in at_1.items() if suites[suite].out_of_distribution is outside]
+        if values:
+            yield _named(EVAL_PASS_AT_1, name, sum(values) / len(values), stamp)
+
+
+# --- artifacts ------------------------------------------------------------------------------------
+
+ROLLOUTS_TABLE = "rollouts.json"
+
+
+def write_artifacts(job: Job, folder: Path) -> None:
+    """Writes what MLflow keeps of a run besides numbers: recipe, records as Parquet, rollouts."""
+    path = job.run.path
+    (folder / "recipe.txt").write_text(recipe_text(job))
+    for name in (File.SPEC, File.PROVENANCE, File.RESULT, File.FAILURE):
+        if (path / name).exists():
+            shutil.copy(path / name, folder / name)
+    for name, rows in (("history", job.run.rows()), ("questions", job.run.rows(File.QUESTIONS))):
+        if rows:
+            pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet")
+    measured = [p for m in job.measurements if (p := job.run.evaluation_path(m)).exists()]
+    for source in measured:
+        (folder / File.EVALUATIONS).mkdir(exist_ok=True)
+        shutil.copy(source, folder / File.EVALUATIONS / source.name)
+    table = rollouts_table(path / File.ROLLOUTS)
+    if table is not None:
+        (folder / ROLLOUTS_TABLE).write_text(table)
+
+
+def recipe_text(job: Job) -> str:
+    """The recipe as the Python that makes it, then every field on a line of its own."""
+    fields = "\n".join(f"{key} = {value}" for key, value in flatten(job.recipe).items())
+    return f"{job.name}\n\n{job.recipe}\n\n{fields}\n"
+
+
+def rollouts_table(folder: Path) -> str | None:
+    """Sampled rollouts, from early steps to late, in the form that MLflow shows as a table."""
+    files = sorted(folder.glob("step-*.parquet"))
+    if not files:
+        return None
+    every = max(1, math.ceil(len(files) / ROLLOUT_FILES))
+    chosen = [pd.read_parquet(path).head(ROLLOUT_ROWS) for path in files[::-every][::-1]]
+    frame = pd.concat(chosen, ignore_index=True)
+    return str(frame.to_json(orient="split", index=False))

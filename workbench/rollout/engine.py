@@ -1,0 +1,53 @@
+"""The interface of rollout engines: prompts in, sampled tokens with their log-probabilities out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, to be answered `samples` times from random numbers of its own.
+
+    Attributes:
+        prompt: token ids.
+        samples: how many responses.
+        seed: of this prompt's random numbers; results do not depend on what else is in the call.
+    """
+
+    prompt: tuple[int, ...]
+    samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled response.
+
+    Attributes:
+        tokens: ids, with the end token where there is one.
+        logprobs: the engine's own log-probability of each token, at the sampling temperature and
+            over the whole vocabulary; the trainer computes its own and logs the difference.
+        finished: whether it ended by itself; False means truncated at `max_tokens`.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are drawn: temperature above 0, nucleus mass, and where a response is cut."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
+class Engine(Protocol):
+    """Draws responses from the policy as it is at the time of the call."""
+
+    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
+        """For each request its responses, in order."""
+        ...

@@ -1,0 +1,100 @@
+"""Study files: loaded, and their mistakes told with the file and the line."""
+
+import ast
+import difflib
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from workbench.identity import load_module, nearest
+from workbench.study import Study
+
+R = TypeVar("R")
+
+
+class Mistake(Exception):
+    """Something that the user can put right, as one sentence with its place."""
+
+
+MISTAKES = (TypeError, ValueError, FileNotFoundError, AttributeError, NameError, ImportError)
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A study file's module and the studies in it, by the names of their variables."""
+
+    path: Path
+    module: ModuleType
+    studies: dict[str, Study]
+
+    def checked(self, variable: str, check: Callable[[Study], R]) -> R:
+        """What `check` says of a study; its errors become mistakes at the study's line.
+
+        Raises:
+            Mistake: the check raised TypeError, ValueError or FileNotFoundError.
+        """
+        try:
+            return check(self.studies[variable])
+        except MISTAKES as error:
+            line = _line_of(self.path, variable)
+            raise Mistake(f"{_place(self.path, line)}{_sentence(error)}") from error
+
+
+def load(path: Path, name: str | None = None) -> StudyFile:
+    """The studies of a file, or only the one of that name.
+
+    Raises:
+        Mistake: no such file, an error in it, no study in it, or none of that name.
+    """
+    try:
+        if path.suffix != ".py":
+            raise FileNotFoundError(f"a study is a Python file, got {path}")
+        module = load_module(str(path))
+    except SyntaxError as error:
+        raise Mistake(f"{_place(path, error.lineno)}{error.msg}") from error
+    except MISTAKES as error:
+        raise Mistake(f"{_place(path, _line_in(path, error))}{_sentence(error)}") from error
+    question = (module.__doc__ or "").strip()
+    found = {key: value for key, value in vars(module).items() if isinstance(value, Study)}
+    studies = {k: s if s.question else replace(s, question=question) for k, s in found.items()}
+    if not studies:
+        raise Mistake(f'{path} defines no Study; write study = Study("name", [...]) in it')
+    names = [study.name for study in studies.values()]
+    twice = next((each for each in names if names.count(each) > 1), None)
+    if twice is not None:
+        raise Mistake(f"{path} has two studies named {twice!r}; names tell studies apart")
+    if name is not None and name not in names:
+        raise Mistake(f"{path} has no study named {name!r}; {nearest(name, names)}")
+    return StudyFile(path, module, {k: s for k, s in studies.items() if name in (None, s.name)})
+
+
+def _place(path: Path, line: int | None) -> str:
+    return f"{path}, line {line}: " if line else ""
+
+
+def _line_in(path: Path, error: Exception) -> int | None:
+    """The innermost line of the file that the error passed through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f.lineno for f in reversed(frames) if f.filename == str(path.resolve())), None)
+
+
+def _line_of(path: Path, variable: str) -> int | None:
+    """The line where a module-level variable gets its value."""
+    for node in ast.parse(path.read_text()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if any(isinstance(each, ast.Name) and each.id == variable for each in targets):
+            return node.lineno
+    return None
+
+
+def _sentence(error: Exception) -> str:
+    """The error's message, with the nearest name where one was misspelt."""
+    message = " ".join(str(error).split())
+    if isinstance(error, AttributeError) and error.name:
+        names = [each for each in dir(error.obj) if not each.startswith("_")]
+        close = difflib.get_close_matches(error.name, names, n=1)
+        return f"{message}; did you mean {close[0]}?" if close else message
+    return message

@@ -1,0 +1,1 @@
+"""Training: one loop that samples, grades, gates, estimates, steps and logs."""

@@ -1,0 +1,90 @@
+"""Evaluation: n answers a problem, correct counts kept by problem."""
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from workbench.problems import Dataset, Problem, Verdict, verify
+from workbench.recipe import Measurement
+from workbench.records import Run, new_file
+from workbench.rollout import Engine, Request, Response
+from workbench.rollout.engine import Decoding
+from workbench.training.policy import Policy
+from workbench.training.randomness import seed_of
+
+
+@dataclass(frozen=True)
+class Count:
+    """What became of one problem's samples."""
+
+    problem: Problem
+    samples: int
+    correct: int
+    tokens: int
+    truncated: int
+    ungradable: int
+
+
+def count(
+    policy: Policy,
+    engine: Engine,
+    prompt: str,
+    problems: Many[Problem],
+    samples: int,
+    decoding: Decoding,
+    seed: int,
+) -> list[Count]:
+    """Samples answers to every problem and grades them.
+
+    Random numbers follow from the seed and the problem, so that all methods answer with the same.
+    """
+    requests = [
+        Request(
+            policy.encode(prompt.format(question=p.question), special=True),
+            samples,
+            seed_of(seed, "evaluation", p.id),
+        )
+        for p in problems
+    ]
+    answers = engine.generate(requests, decoding)
+    return [_graded(policy, p, a) for p, a in zip(problems, answers, strict=True)]
+
+
+def _graded(policy: Policy, problem: Problem, answers: list[Response]) -> Count:
+    verdicts = [verify(policy.decode(a.tokens), problem.answer) for a in answers]
+    return Count(
+        problem=problem,
+        samples=len(answers),
+        correct=verdicts.count(Verdict.CORRECT),
+        tokens=sum(len(a.tokens) for a in answers),
+        truncated=sum(not a.finished for a in answers),
+        ungradable=sum(v not in (Verdict.CORRECT, Verdict.WRONG) for v in verdicts),
+    )
+
+
+def measure(
+    run: Run, policy: Policy, engine: Engine, data: Dataset, measurement: Measurement
+) -> None:
+    """Evaluates one suite and records the counts, unless they are there."""
+    path = run.evaluation_path(measurement)
+    if path.exists():
+        return
+    suite = next(s for s in data.suites if s.name == measurement.suite)
+    decoding = Decoding(measurement.temperature, measurement.top_p, measurement.max_tokens)
+    counts = count(
+        policy, engine, data.prompt, suite.problems, measurement.samples, decoding, measurement.seed
+    )
+    columns = {
+        "problem": [c.problem.id for c in counts],
+        "level": [c.problem.level for c in counts],
+        "samples": [c.samples for c in counts],
+        "correct": [c.correct for c in counts],
+        "tokens": [c.tokens for c in counts],
+        "truncated": [c.truncated for c in counts],
+        "ungradable": [c.ungradable for c in counts],
+    }
+    table = pa.table(columns).replace_schema_metadata({"measurement": str(measurement)})
+    with new_file(path) as handle:
+        parquet.write_table(table, handle)

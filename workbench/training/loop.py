@@ -1,0 +1,75 @@
+"""The training loop: sample, grade, gate, estimate, step, log."""
+
+from collections.abc import Callable, Collection
+
+from workbench.problems import Problem
+from workbench.records import Run
+from workbench.schema import File
+from workbench.training import checkpoint
+from workbench.training.randomness import questions_of
+from workbench.training.record import metrics_row, question_row, write_rollouts
+from workbench.training.tally import Tally
+from workbench.training.trainer import (
+    Trainer,
+    batch_statistics,
+    collate,
+    grade,
+    kept_steps,
+    rollout_statistics,
+    sample,
+    update,
+    validate,
+)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its checkpoint is saved."""
+
+
+def train(
+    trainer: Trainer, run: Run, keep: Collection[int] = (), stopping: Callable[[], bool] = bool
+) -> None:
+    """Trains from where the trainer is to the recipe's last step, recording every one.
+
+    Raises:
+        Interrupted: `stopping` became true; the checkpoint of the last step is saved.
+    """
+    recipe, progress, kept = trainer.recipe, trainer.progress, kept_steps(trainer, keep)
+    stamps = run.rewind(progress.step)
+    if progress.step == 0 and not run.rows():
+        tally = Tally()
+        validate(trainer, tally)
+        run.append(File.METRICS, metrics_row(0, tally, stamps))
+    while progress.step < recipe.steps:
+        step, tally = progress.step + 1, Tally()
+        with tally.timed("time/step"):
+            problems, epoch = _problems(trainer, step)
+            with tally.timed("time/rollout"):
+                rollouts = sample(trainer, problems, step)
+            with tally.timed("time/grade"):
+                sequences = grade(trainer, problems, rollouts)
+                rollout_statistics(trainer, sequences, tally)
+            with tally.timed("time/estimate"):
+                batch = collate(trainer, sequences)
+                gate = batch_statistics(trainer, sequences, batch, tally)
+            with tally.timed("time/update"):
+                update(trainer, sequences, batch, tally)
+        if step % recipe.validation.every == 0 or step == recipe.steps:
+            write_rollouts(run, step, sequences, gate)
+            with tally.timed("time/validation"):
+                validate(trainer, tally)
+        progress.step = step
+        run.append(File.QUESTIONS, question_row(step, epoch, problems, sequences, gate))
+        run.append(File.METRICS, metrics_row(step, tally, stamps, trainer))
+        stop = stopping()
+        if stop or step in kept or step % trainer.resources.checkpoint_every == 0:
+            checkpoint.save(run, trainer.policy, trainer.optimizer, vars(progress), kept)
+        if stop and step < recipe.steps:
+            raise Interrupted(f"stopped after step {step} of {recipe.steps}")
+
+
+def _problems(trainer: Trainer, step: int) -> tuple[list[Problem], int]:
+    train, recipe = trainer.data.train, trainer.recipe
+    seed = recipe.data.seed * 1_000_003 + trainer.seed
+    indices, epoch = questions_of(step, recipe.questions, len(train), seed)
+    return [train[index] for index in indices], epoch

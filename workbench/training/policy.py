@@ -1,0 +1,129 @@
+"""The policy: a causal language model with its tokenizer, and a value head where one is needed."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from workbench.training.sequences import Padded
+from workbench.upge import Current
+
+VALUE_HEAD = "value_head.safetensors"
+
+
+@dataclass
+class Policy:
+    """A model that scores and a tokenizer that spells.
+
+    Attributes:
+        model: any Hugging Face causal model; parameters in float32.
+        tokenizer: its own.
+        temperature: divides the logits wherever log-probabilities are taken.
+        dtype: of the computation; float32 computes as the parameters are.
+        value_head: a linear map from the last hidden state, or None.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    temperature: float = 1.0
+    dtype: torch.dtype = torch.float32
+    value_head: nn.Linear | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def end(self) -> frozenset[int]:
+        """The token ids that end a response."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = configured if configured is not None else self.tokenizer.eos_token_id
+        return frozenset(ids if isinstance(ids, list) else [ids])
+
+    @property
+    def pad(self) -> int:
+        """The id that fills up rows; never attended to, so any will do."""
+        known = self.tokenizer.pad_token_id
+        return known if isinstance(known, int) else min(self.end)
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Every trained parameter by name, in a fixed order."""
+        found = list(self.model.named_parameters())
+        if self.value_head is not None:
+            found += [(f"value_head.{n}", p) for n, p in self.value_head.named_parameters()]
+        return found
+
+    def encode(self, text: str, special: bool = False) -> tuple[int, ...]:
+        """Token ids of a text; `special` adds what the tokenizer puts at the start of a prompt."""
+        return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])  # type: ignore[arg-type]
+
+    def decode(self, tokens: tuple[int, ...]) -> str:
+        """The text of a response without its end token."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def score(self, padded: Padded, entropy: bool = False) -> Current:
+        """Log-probabilities of the response tokens, [sequence, token], and what else is asked for.
+
+        Entropy is in nats at the same temperature; values are of the state before each token.
+        """
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            output = self.model(
+                input_ids=padded.ids,
+                attention_mask=padded.attended,
+                position_ids=padded.positions,
+                logits_to_keep=padded.width + 1,
+                output_hidden_states=self.value_head is not None,
+                use_cache=False,
+            )
+        logprobs = (output.logits[:, :-1].float() / self.temperature).log_softmax(dim=-1)
+        chosen = logprobs.gather(2, padded.responses[:, :, None])[:, :, 0]
+        return Current(
+            logprobs=torch.where(padded.trained, chosen, 0.0),
+            entropy=-(logprobs.exp() * logprobs).sum(dim=-1) if entropy else None,
+            values=self._values(output, padded) if self.value_head is not None else None,
+        )
+
+    def _values(self, output: object, padded: Padded) -> Tensor:
+        assert self.value_head is not None
+        hidden = output.hidden_states[-1][:, -(padded.width + 1) : -1]  # type: ignore[attr-defined]
+        return self.value_head(hidden.float())[:, :, 0]
+
+    def frozen(self) -> "Policy":
+        """A copy that is never trained: the base model of a KL penalty."""
+        model = copy.deepcopy(self.model).eval().requires_grad_(False)
+        return Policy(model, self.tokenizer, self.temperature, self.dtype)
+
+
+def load_policy(
+    path: str, device: torch.device, dtype: str, temperature: float, values: bool
+) -> Policy:
+    """The policy in a folder or on the hub; a value head starts at zero unless saved beside it."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)
+    head = None
+    if values:
+        head = nn.Linear(model.config.hidden_size, 1).to(device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        saved = Path(path) / VALUE_HEAD
+        if saved.exists():
+            from safetensors.torch import load_file
+
+            head.load_state_dict(load_file(saved))
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model.train()
+    return Policy(model, tokenizer, temperature, getattr(torch, dtype), head)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device that `Resources.device` names; `auto` takes a GPU where there is one.
+
+    Raises:
+        ValueError: CUDA is asked for and not there.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("Resources.device is 'cuda', but torch sees no GPU; use 'auto' or 'cpu'")
+    use_cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")

@@ -1,0 +1,78 @@
+"""What a training step leaves behind: its metrics, its questions, a sample of its rollouts."""
+
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from workbench.problems import Problem
+from workbench.records import Row, Run, new_file
+from workbench.schema import File
+from workbench.training.sequences import Sequence
+from workbench.training.tally import Tally
+from workbench.training.trainer import Trainer
+
+SHOWN_QUESTIONS = 6  # whose sequences are kept as text, at every validation
+
+
+def metrics_row(
+    step: int, tally: Tally, stamps: dict[int, int], trainer: Trainer | None = None
+) -> Row:
+    """One line of the record: a step that is run again keeps its first timestamp."""
+    metrics = tally.metrics()
+    if (square := metrics.pop("ratio/effective_sample_size", None)) is not None:
+        # (sum w)^2 / (n sum w^2), from the means of w and of w^2.
+        metrics["ratio/effective_sample_size"] = metrics["ratio/raw_mean"] ** 2 / square
+    if trainer is not None:
+        progress = trainer.progress
+        metrics["budget/sampled_tokens"] = progress.sampled_tokens
+        metrics["budget/trained_tokens"] = progress.trained_tokens
+    return {"step": step, "timestamp": stamps.get(step, int(time.time() * 1000)), **metrics}
+
+
+def question_row(
+    step: int,
+    epoch: int,
+    problems: list[Problem],
+    sequences: list[Sequence],
+    gate: tuple[list[float], list[float]],
+) -> Row:
+    """How many rollouts of each question were correct, and what the gate made of it."""
+    rollouts = [s for s in sequences if not s.demonstration]
+    correct = [0] * len(problems)
+    for s in rollouts:
+        correct[s.question] += s.correct
+    return {
+        "step": step,
+        "epoch": epoch,
+        "questions": [p.id for p in problems],
+        "correct": correct if rollouts else [None] * len(problems),
+        "rollouts": len(rollouts) // len(problems),
+        "alpha": gate[0],
+        "beta": gate[1],
+    }
+
+
+def write_rollouts(
+    run: Run, step: int, sequences: list[Sequence], gate: tuple[list[float], list[float]]
+) -> None:
+    """Keeps the sequences of the step's first questions, readable as a table."""
+    shown = [s for s in sequences if s.question < SHOWN_QUESTIONS]
+    table = pa.table(
+        {
+            "step": [step] * len(shown),
+            "problem": [s.problem.id for s in shown],
+            "level": [s.problem.level for s in shown],
+            "question": [s.problem.question for s in shown],
+            "source": ["demonstration" if s.demonstration else "rollout" for s in shown],
+            "response": [s.text for s in shown],
+            "gold": [s.problem.answer for s in shown],
+            "verdict": [s.verdict.value for s in shown],
+            "tokens": [len(s.response) for s in shown],
+            "finished": [s.finished for s in shown],
+            "alpha": [gate[0][s.question] for s in shown],
+            "beta": [gate[1][s.question] for s in shown],
+        }
+    )
+    with new_file(run.path / File.ROLLOUTS / f"step-{step:06d}.parquet") as handle:
+        parquet.write_table(table, handle)
