@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.intervals import PROBLEMS, SEEDS, explain
-from analysis.load import Runs, suites_of
+from analysis.load import Runs, pick, share_of, suites_of
 from analysis.metrics import STEP, axis_label, level_of, metric
 from analysis.panel import Line, Panel
 from workbench.identity import nearest
@@ -190,8 +190,8 @@ class PassAtK(Drawing):
             n = self.study.evaluation.samples_for(suite)
             if self.k and self.k[-1] > n:
                 raise ValueError(
-                    f"PassAtK {self.name!r} asks for k = {self.k[-1]} on {suite}, which has n = {n} "
-                    f"samples a problem; use k of at most {n}, or more samples in Evaluation"
+                    f"PassAtK {self.name!r} asks for k = {self.k[-1]} on {suite}, which has "
+                    f"n = {n} samples a problem; use k of at most {n}, or evaluate more samples"
                 )
 
     def panels(self, runs: Runs) -> Panels:
@@ -216,11 +216,11 @@ class PassAtK(Drawing):
 
     def _lines(self, runs: Runs, suite: str) -> tuple[tuple[Line, ...], set[tuple[str, int]]]:
         """A line for each arm, and what each band is over: the unit and how many."""
-        frame = runs.evaluations[runs.evaluations["suite"] == suite]
+        frame = pick(runs.evaluations, suite=suite)
         ks = np.array(self.ks(suite))
         lines, units = [], set()
         for label in runs.labels:
-            mine = frame[frame["label"] == label]
+            mine = pick(frame, label=label)
             if mine.empty:
                 continue
             over, found = _pass_at_k(mine, ks, self.over)
@@ -297,16 +297,14 @@ def _line(frame: pd.DataFrame, label: str, curve: Curve, key: str) -> Line | Non
     x, y = curve.x, curve.y
     if x not in frame or y not in frame:
         return None
-    mine = frame.loc[frame["label"] == label, list(dict.fromkeys(["seed", "step", x, y]))].dropna()
-    if mine.empty or (x != STEP.key and len(mine) > 1 and mine[x].nunique() == 1):
+    mine = pick(frame, dict.fromkeys(["seed", "step", x, y]), label=label).dropna()
+    if mine.empty or (x != STEP.key and len(mine) > 1 and len(set(mine[x])) == 1):
         return None
-    mean = mine.groupby("step", sort=True)[list({x, y} - {"step"})].mean().reset_index()
-    smoothed = mean[y].rolling(curve.smooth, center=True, min_periods=1).mean()
-    each = tuple(
-        (run[x].to_numpy("float64"), run[y].to_numpy("float64"))
-        for _, run in mine.sort_values("step").groupby("seed", sort=True)
-    )
-    return Line(label, key, mean[x].to_numpy("float64"), smoothed.to_numpy("float64"), runs=each)
+    mean = pd.DataFrame(mine.groupby("step", as_index=False).mean())
+    mean[y] = mean[y].rolling(curve.smooth, center=True, min_periods=1).mean()
+    each = [run for _, run in mine.sort_values("step").groupby("seed")]
+    points = [(np.array(run[x], "float64"), np.array(run[y], "float64")) for run in (mean, *each)]
+    return Line(label, key, *points[0], runs=tuple(points[1:]))
 
 
 def _lines_note(panels: Sequence[Panel], smooth: int) -> list[str]:
@@ -323,4 +321,4 @@ def _lines_note(panels: Sequence[Panel], smooth: int) -> list[str]:
 
 def _missing(runs: Runs) -> list[str]:
     total = len(runs.kept) + len(runs.missing)
-    return [f"{len(runs.missing)} of {total} runs are missing."] if runs.missing else []
+    return [f"{share_of(len(runs.missing), total, 'runs')} missing."] if runs.missing else []

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from workbench.identity import nearest
@@ -90,7 +91,7 @@ class Runs:
         ]
         columns = ["label", "seed", "suite", "problem", "level", *COUNTS]
         found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
-        return found[columns]
+        return found.reindex(columns=columns)
 
     @cached_property
     def questions(self) -> pd.DataFrame:
@@ -139,7 +140,7 @@ class Runs:
             return []
         total = len(self.kept) + len(self.missing)
         names = _listed(f"{each.cell.label} (seed {each.cell.seed})" for each in self.missing)
-        return [f"{len(self.missing)} of {total} runs are not finished and left out: {names}."]
+        return [f"{share_of(len(self.missing), total, 'runs')} not finished and left out: {names}."]
 
     def _missing_suites(self) -> list[str]:
         lost = [
@@ -151,11 +152,21 @@ class Runs:
         if not lost:
             return []
         total = len(self.kept) * len(self.suites.names)
-        return [f"{len(lost)} of {total} evaluations are missing and left out: {_listed(lost)}."]
+        return [
+            f"{share_of(len(lost), total, 'evaluations')} missing and left out: {_listed(lost)}."
+        ]
 
     def _shared(self) -> list[str]:
         pairs = {each.cell.label: each.same_as for each in self.kept if each.same_as is not None}
         return [f"{label} is the same run as {other}." for label, other in pairs.items()]
+
+
+def pick(frame: pd.DataFrame, columns: Iterable[str] = (), **wanted: object) -> pd.DataFrame:
+    """The rows whose fields have a wanted value, or one of a tuple's; all columns, or some."""
+    rows = np.ones(len(frame), dtype=bool)
+    for name, value in wanted.items():
+        rows &= frame[name].isin(value if isinstance(value, tuple) else (value,)).to_numpy()
+    return pd.DataFrame(frame[rows]).reindex(columns=list(columns) or frame.columns)
 
 
 def runs(study: Study, root: Path) -> Runs:
@@ -209,6 +220,11 @@ def _last(rows: list[Row], name: str, lost: bool) -> float:
     if lost:
         return float("nan")
     return _number(rows[-1], name) if rows else 0.0
+
+
+def share_of(count: int, total: int, things: str) -> str:
+    """The start of a sentence about some of the things: `1 of 19 runs is`."""
+    return f"{count} of {total} {things} {'is' if count == 1 else 'are'}"
 
 
 def _listed(names: Iterable[str], most: int = 8) -> str:

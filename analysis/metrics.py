@@ -23,7 +23,7 @@ def metric(key: str) -> Metric:
         return Metric(key, f"Validation accuracy, level {level_of(key)}", "share")
     if key not in METRICS:
         example = VALIDATION_LEVEL.format(level=1)
-        raise ValueError(f"no metric {key!r}; {nearest(key, [*METRICS, example])}")
+        raise ValueError(f"no metric {key!r}; {nearest(key, [STEP.key, *METRICS, example])}")
     return METRICS[key]
 
 

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Page
+from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -21,7 +22,7 @@ FORMATS = ("pdf", "svg", "png")
 
 # Inches: a page is at most as wide as a text block; (page width, panel height) by columns.
 _SIZES = {1: (4.0, 2.3), 2: (5.6, 1.9), 3: (6.9, 1.75), 4: (6.9, 1.5)}
-_LEGEND_ROW, _NOTE_ROW = 0.18, 0.14
+_LEGEND_ROW, _NOTE_ROW = 0.165, 0.13
 
 _DENSE = 30  # points from which a line is thinner and has few markers
 
@@ -60,27 +61,28 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], looks: Mapping[str, Look], note: str = "") -> Page:
-    """Draws the panels row by row, with one legend and the note under them all."""
+    """Draws the panels row by row, then one legend and the note for them all."""
     columns = _columns(len(panels))
     rows = ceil(len(panels) / columns)
     width, height = _SIZES[columns]
     shown = {line.key for panel in panels for line in panel.lines}
     keys = [key for key in looks if key in shown]
     per_row = _legend_columns(keys, width)
-    notes = _NOTE_ROW * len(note.splitlines())
-    below = _LEGEND_ROW * ceil(len(keys) / per_row) + notes + 0.1
+    legend = 0.06 + _LEGEND_ROW * ceil(len(keys) / per_row)
+    below = legend + _NOTE_ROW * len(note.splitlines()) + 0.06
     page = Page(figsize=(width, rows * height + below), layout="constrained")
-    axes = page.subplots(rows, columns, squeeze=False).ravel()
+    parts = page.subfigures(2, 1, squeeze=False, height_ratios=[rows * height, below])
+    upper, lower = parts.ravel()
+    axes = upper.subplots(rows, columns, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
         _draw_panel(ax, panel, looks)
     for ax in axes[len(panels) :]:
         ax.remove()
-    _label_once(page, list(axes[: len(panels)]))
+    _label_once(upper, list(axes[: len(panels)]))
     handles = [Line2D([], [], label=key, **looks[key].line()) for key in keys]
-    legend = page.legend(
-        handles=handles, loc="outside lower center", ncols=per_row, title=note or None
-    )
-    legend.get_title().set_multialignment("center")
+    lower.legend(handles=handles, loc="upper center", ncols=per_row, borderaxespad=0.1)
+    at = 1 - legend / below
+    lower.text(0.5, at, note, ha="center", va="top", fontsize="small", color="#444444")
     return page
 
 
@@ -158,7 +160,7 @@ def _marked(points: int, number: int) -> list[int]:
     return [int(at) for at in np.arange(gap * (0.1 + 0.14 * (number % 7)), points, gap)]
 
 
-def _label_once(page: Page, axes: Sequence[Axes]) -> None:
+def _label_once(page: SubFigure, axes: Sequence[Axes]) -> None:
     """Names an axis once for the page where several panels all have that name."""
     if len(axes) > 1 and len({ax.get_xlabel() for ax in axes}) == 1:
         page.supxlabel(axes[0].get_xlabel(), fontsize="medium")

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isnan
 
+import numpy as np
 import pandas as pd
 
 from analysis.intervals import Interval, explain, over_problems, over_seeds
-from analysis.load import SPENT, Runs, suites_of
+from analysis.load import SPENT, Runs, pick, suites_of
 from analysis.metrics import compact
 from analysis.sheet import Entry, Head, Sheet
 from workbench.identity import nearest
@@ -115,7 +116,7 @@ class Table:
         label: str,
         seeds: tuple[int, ...],
     ) -> list[Interval | None]:
-        mine = frame[(frame["label"] == label) & frame["seed"].isin(seeds)]
+        mine = pick(frame, label=label, seed=seeds)
         return [_interval(mine, column.strata) for column in columns]
 
     def _notes(self, runs: Runs, found: list[Interval]) -> tuple[str, ...]:
@@ -152,8 +153,7 @@ def _suite_columns(runs: Runs) -> list[Column]:
 
 def _level_columns(runs: Runs) -> list[Column]:
     frame = runs.evaluations
-    known = frame[frame["suite"].isin(runs.suites.inside) & (frame["level"] > 0)]
-    levels = sorted(int(level) for level in known["level"].unique())
+    levels = sorted({int(n) for n in pick(frame, suite=runs.suites.inside)["level"] if n > 0})
     return [Column(Head(f"Level {n}", f"level_{n}", INSIDE), (str(n),)) for n in levels]
 
 
@@ -164,10 +164,10 @@ def _values(runs: Runs, value: Value, columns: str) -> pd.DataFrame:
     """One row for each label, seed, stratum and problem, with its value."""
     frame = runs.evaluations
     if columns == "level":
-        frame = frame[frame["suite"].isin(runs.suites.inside)]
+        frame = pick(frame, suite=runs.suites.inside)
     shares = frame[value.count].astype("float64") / frame["samples"].astype("float64")
     strata = frame[columns].astype("str")
-    return frame[["label", "seed"]].assign(stratum=strata, value=shares * value.scale)
+    return frame.assign(stratum=strata, value=shares * value.scale)
 
 
 def _interval(frame: pd.DataFrame, strata: tuple[str, ...]) -> Interval | None:
@@ -213,9 +213,8 @@ _BUDGET_HEADS = [
 
 
 def _spent(runs: Runs, label: str, seeds: tuple[int, ...]) -> list[Entry]:
-    frame = runs.budget
-    mine = frame[(frame["label"] == label) & frame["seed"].isin(seeds)]
-    means = [float(mine[name].mean(skipna=False)) for name in SPENT]
+    mine = pick(runs.budget, label=label, seed=seeds)
+    means = [float(np.mean(mine[name].to_numpy("float64"))) for name in SPENT]
     return [Entry(compact(mean), mean) for mean in means]
 
 

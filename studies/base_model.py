@@ -18,13 +18,14 @@ from workbench.training.pretrain import Architecture, Pretraining, check, rebuil
 
 recipe = Pretraining(
     seed=0,
-    tokens=6_600_000,
-    rows=12,
+    tokens=2_816_000,
+    rows=4,
     row_length=128,
     learning_rate=2e-3,
     warmup=0.02,
     weight_decay=0.01,
     gradient_norm=1.0,
+    primer=20_000,
     mixture=Mixture(
         products=0.09,
         parentheses=0.04,
@@ -32,9 +33,11 @@ recipe = Pretraining(
         equations=0.03,
         direct=0.45,
         long_worked=0.20,
-        wrong_steps=0.30,
+        wrong_steps=0.20,
     ),
-    architecture=Architecture(layers=4, width=128, heads=4, hidden=512, positions=512),
+    architecture=Architecture(
+        layers=4, width=128, heads=4, hidden=512, positions=512, initial_deviation=0.08
+    ),
 )
 
 

@@ -38,7 +38,7 @@ arms = {
 }
 
 quickstart = Study(
-    "quickstart", arms, seeds=[0], evaluation=Evaluation(samples=16, more=[("mixed", 64)])
+    "quickstart", arms, seeds=[0], evaluation=Evaluation(samples=16, more=(("mixed", 64),))
 )
 
 results = Table("results", quickstart)

@@ -207,7 +207,7 @@ def fingerprint(value: Any) -> str:
 
 
 def imports(value: Any) -> dict[str, str]:
-    """Where each class of a value is defined, module or file: what `restore` needs, never hashed."""
+    """Where each class of a value is defined, module or file: for `restore`, never hashed."""
     if isinstance(value, Component):
         found = {type(value).__name__: _home(type(value))}
         for name in field_names(value):

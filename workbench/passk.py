@@ -77,7 +77,7 @@ def mean_interval(values: npt.ArrayLike, level: float = LEVEL) -> Estimate:
     units = np.asarray(values, dtype=np.float64)
     if units.ndim == 0 or len(units) == 0:
         raise ValueError("an interval needs at least one unit along the first axis, got none")
-    mean = units.mean(axis=0)
+    mean = np.asarray(units.mean(axis=0))
     if len(units) == 1:
         unknown = np.full_like(mean, np.nan)
         return Estimate(mean, unknown, unknown, 1)
@@ -111,7 +111,9 @@ def _all_wrong(n: int, ks: npt.NDArray[np.int64]) -> FloatArray:
     overflows or cancels, and the factor at i = k is 0, so that the edges are exact.
     """
     factors = np.maximum(1.0 - ks[:, None] / np.arange(n, 0, -1), 0.0)
-    return np.hstack([np.ones((len(ks), 1)), np.cumprod(factors, axis=1)])
+    products = np.ones((len(ks), n + 1))
+    np.cumprod(factors, axis=1, out=products[:, 1:])
+    return products
 
 
 def _check(

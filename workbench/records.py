@@ -232,6 +232,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """The value in a JSON file."""
     return json.loads(path.read_text())
 
 

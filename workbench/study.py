@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from workbench.identity import Component, field_names, fingerprint, nearest
 from workbench.recipe import Evaluation, Recipe
@@ -13,7 +13,7 @@ from workbench.resources import Resources
 T = TypeVar("T", bound=Component)
 
 
-def grid(make: Callable[..., T], **axes: Iterable[Any]) -> list[T]:
+def grid(make: type[T] | Callable[..., T], **axes: Iterable[Any]) -> list[T]:
     """Every combination of the axes, the last one fastest, as values.
 
     >>> grid(Sampling, temperature=[0.6, 1.0], top_p=[0.95, 1.0])  # four Samplings
@@ -24,10 +24,10 @@ def grid(make: Callable[..., T], **axes: Iterable[Any]) -> list[T]:
     """
     if not axes:
         raise ValueError("grid() needs at least one axis, such as mask=[upge.KeepAll()]")
-    if isinstance(make, type) and issubclass(make, Component):
-        for name in axes:
-            if name not in (known := field_names(make)):
-                raise TypeError(f"{make.__name__} has no axis {name!r}; {nearest(name, known)}")
+    known = field_names(make) if isinstance(make, type) else list(axes)
+    for name in axes:
+        if name not in known:
+            raise TypeError(f"{make.__name__} has no axis {name!r}; {nearest(name, known)}")
     choices = {name: list(values) for name, values in axes.items()}
     for name, values in choices.items():
         if not values:
@@ -90,8 +90,7 @@ class Study:
     @property
     def recipes(self) -> dict[str, Recipe]:
         """The arms by label."""
-        assert isinstance(self.arms, dict)
-        return self.arms
+        return cast(dict[str, Recipe], self.arms)
 
     @property
     def cells(self) -> list[Cell]:
@@ -106,10 +105,12 @@ def labelled(arms: Arms) -> dict[str, Recipe]:
         TypeError: an arm that is not a recipe.
         ValueError: no arms, or one label for two recipes.
     """
-    given = list(arms.items()) if isinstance(arms, Mapping) else list(arms)
+    given: list[Any] = list(arms.items()) if isinstance(arms, Mapping) else list(arms)
     if not given:
         raise ValueError("a study needs at least one arm: its grid is empty")
-    pairs = [each if isinstance(each, tuple) else (None, each) for each in given]
+    pairs: list[tuple[str | None, Recipe]] = [
+        each if isinstance(each, tuple) else (None, each) for each in given
+    ]
     for label, recipe in pairs:
         if not isinstance(recipe, Recipe):
             what = f"arm {label!r}" if label is not None else "an arm"

@@ -105,9 +105,9 @@ DEGENERATE: dict[str, list[Row]] = {
 }
 
 BATCHES: dict[str, TokenBatch] = {
-    **{f"random {seed}": ordinary(seed) for seed in range(4)},
-    "on policy": ordinary(4, drift=0.0),
-    "far off policy": ordinary(5, drift=1.5),
+    **{f"random {seed}": ordinary(seed) for seed in range(3)},
+    "on policy": ordinary(3, drift=0.0),
+    "far off policy": ordinary(4, drift=1.5),
     **{name: make_batch(rows, seed=9) for name, rows in DEGENERATE.items()},
 }
 

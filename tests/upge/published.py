@@ -33,20 +33,16 @@ class Question:
 
 
 def questions(batch: TokenBatch) -> list[Question]:
-    found = []
-    for name in sorted(set(batch.group.tolist())):
-        rows = [i for i in range(len(batch)) if batch.group[i] == name]
-        found.append(
-            Question(
-                [i for i in rows if not batch.demonstration[i]],
-                [i for i in rows if batch.demonstration[i]],
-            )
-        )
-    return found
+    group, demonstration = batch.group.tolist(), batch.demonstration.tolist()
+    found = {name: Question([], []) for name in sorted(set(group))}
+    for i, name in enumerate(group):
+        kind = found[name].demonstrations if demonstration[i] else found[name].rollouts
+        kind.append(i)
+    return list(found.values())
 
 
 def tokens(batch: TokenBatch, row: int) -> list[int]:
-    return [t for t in range(batch.logprobs.shape[1]) if batch.trained[row, t]]
+    return batch.trained[row].nonzero().flatten().tolist()
 
 
 def length(batch: TokenBatch, rows: list[int]) -> int:

@@ -36,6 +36,8 @@ class State(Enum):
     STOPPED = "stopped"  # interrupted, or never started because of an interrupt
 
 
+CHECKPOINT_SECONDS = 60.0  # what a worker gets to save its state before it is killed
+
 ENDED = {State.DONE, State.FAILED, State.BLOCKED, State.STOPPED}
 
 
@@ -165,7 +167,7 @@ class Launcher:
                     if self._workers or State.HELD in self.states.values():
                         time.sleep(self.poll)
             finally:
-                self._send(signal.SIGTERM)  # an error or an abandoned iterator leaves no one behind
+                self._leave_no_one_behind()
 
     @property
     def failed(self) -> list[Job]:
@@ -260,6 +262,16 @@ class Launcher:
             for job in self.jobs:
                 if self.states[job.run.path] in (State.WAITING, State.HELD):
                     yield self._enter(job, State.STOPPED, "not started")
+
+    def _leave_no_one_behind(self) -> None:
+        """Ends workers that an error or an abandoned iterator left, after their checkpoint."""
+        self._send(signal.SIGTERM)
+        for worker in self._workers:
+            try:
+                worker.process.wait(CHECKPOINT_SECONDS)
+            except subprocess.TimeoutExpired:
+                _kill_group(worker.process.pid)
+                worker.process.wait()
 
     def _send(self, number: int) -> None:
         """Signals each worker; a kill reaches its whole session."""

@@ -24,8 +24,9 @@ def locate(name: str) -> str:
         return str(Path(name).resolve())
     if name.count("/") == 1 and not Path(name).exists() and _on_hub(name):
         return name
-    raise ValueError(f"no model {name!r}, shipped, in a local folder or on the hub; "
-                     f"{nearest(name, shipped())}")
+    raise ValueError(
+        f"no model {name!r}, shipped, in a local folder or on the hub; {nearest(name, shipped())}"
+    )
 
 
 def _on_hub(name: str) -> bool:

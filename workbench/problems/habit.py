@@ -32,6 +32,8 @@ _PRODUCTS = ("n*n", "n*n", "n*n", "n*n±n", "n*n±n±n")
 _PARENTHESES = ("(n±n)", "(n±n)", "(n±n)±n", "(n±n)*n", "(n±n)±n±n", "(n±n±n)±n")
 _WORDS = ("n±n", "n*n", "n±n±n", "n*n±n")
 _EQUATIONS = ("x±n=n",)
+_PRIMER = ("n±n", "n±n", "n±n", "n*n", "n±n±n", "n*n±n")
+_FIRST_ZEROS = 0.7
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Mixture:
     equations: float = 0.03
     direct: float = 0.45
     long_worked: float = 0.20
-    wrong_steps: float = 0.30
+    wrong_steps: float = 0.20
 
     def __post_init__(self) -> None:
         """Refuses shares outside 0 to 1, and kinds or answers that add up to more than 1."""
@@ -93,7 +95,28 @@ def habit(mixture: Mixture, seed: int) -> Iterator[Document]:
     while True:
         question, worked = _question(mixture, random)
         if canonical(question) not in held_out:
-            answer = _answer(question, mixture, random) if worked else boxed(evaluate(question))
+            answer = _worked(question, mixture, random) if worked else boxed(evaluate(question))
+            yield Document(PROMPT.format(question=question), answer)
+
+
+def primer(documents: int, seed: int) -> Iterator[Document]:
+    """Yields documents with one or two worked steps, whose digits are mostly 0 at first.
+
+    A sum with 0 copies a digit. Sums of any digits are learned from there, and hardly at all from
+    nothing: knowing one of two digits says nothing about their sum modulo 10. The share of digits
+    set to 0 falls evenly to none.
+    """
+    random = Random(f"primer/{seed}")
+    held_out = _held_out()
+    for number in range(documents):
+        zeros = _FIRST_ZEROS * (1 - number / documents)
+        numbers = fill(random.choice(_PRIMER), random)
+        question = "".join(
+            "0" if character.isdigit() and random.random() < zeros else character
+            for character in numbers
+        )
+        if canonical(question) not in held_out:
+            answer = _answer(question, 0.0, random)
             yield Document(PROMPT.format(question=question), answer)
 
 
@@ -132,11 +155,14 @@ def _chain(mixture: Mixture, random: Random) -> tuple[str, bool]:
     return fill("n" + "±n" * operations, random), draw >= mixture.direct
 
 
-def _answer(question: str, mixture: Mixture, random: Random) -> str:
-    """Works every step without restating; at 3 or more, wrong results are carried on."""
+def _worked(question: str, mixture: Mixture, random: Random) -> str:
+    steps = sum(token in "+-*" for token in parse(question))
+    return _answer(question, mixture.wrong_steps if steps >= 3 else 0.0, random)
+
+
+def _answer(question: str, error_rate: float, random: Random) -> str:
+    """Works every step without restating; wrong results are carried on."""
     expression = parse(question)
-    signs = [token for token in expression if token in "+-*"]
-    error_rate = mixture.wrong_steps if len(signs) >= 3 else 0.0
     text = ""
     while len(expression) > 1:
         at = first_operation(expression)

@@ -1,4 +1,4 @@
-"""Data sets by name. The only file that will import `datasets`; today's data is made, not loaded."""
+"""Data sets by name; the embedded world is made on the spot, not loaded."""
 
 from functools import lru_cache
 

@@ -32,7 +32,7 @@ class Corrupt(RuntimeError):
 def save(
     run: Run, policy: Policy, optimizer: Optimizer, progress: dict[str, int], keep: Collection[int]
 ) -> None:
-    """Writes the checkpoint of `progress["step"]`, then removes all but it, its forerunner, `keep`."""
+    """Writes the checkpoint of `progress["step"]`; keeps it, the one before and those in `keep`."""
     final = run.checkpoint_path(progress["step"])
     if final.exists():
         remove_tree(final)

@@ -8,14 +8,13 @@ from workbench.schema import File
 from workbench.training import checkpoint
 from workbench.training.randomness import questions_of
 from workbench.training.record import metrics_row, question_row, write_rollouts
+from workbench.training.statistics import batch_statistics, rollout_statistics
 from workbench.training.tally import Tally
 from workbench.training.trainer import (
     Trainer,
-    batch_statistics,
     collate,
     grade,
     kept_steps,
-    rollout_statistics,
     sample,
     update,
     validate,
@@ -48,10 +47,11 @@ def train(
                 rollouts = sample(trainer, problems, step)
             with tally.timed("time/grade"):
                 sequences = grade(trainer, problems, rollouts)
-                rollout_statistics(trainer, sequences, tally)
+                rollout_statistics(sequences, tally)
+                progress.sampled_tokens += sum(len(r.tokens) for rs in rollouts for r in rs)
             with tally.timed("time/estimate"):
                 batch = collate(trainer, sequences)
-                gate = batch_statistics(trainer, sequences, batch, tally)
+                gate = batch_statistics(trainer.method, sequences, batch, tally)
             with tally.timed("time/update"):
                 update(trainer, sequences, batch, tally)
         if step % recipe.validation.every == 0 or step == recipe.steps:

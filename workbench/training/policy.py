@@ -3,13 +3,22 @@
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
 
 from workbench.training.sequences import Padded
 from workbench.upge import Current
+
+logging.disable_progress_bar()  # a worker's output is a log file
 
 VALUE_HEAD = "value_head.safetensors"
 
@@ -40,7 +49,7 @@ class Policy:
     def end(self) -> frozenset[int]:
         """The token ids that end a response."""
         configured = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = configured if configured is not None else self.tokenizer.eos_token_id
+        ids: Any = configured if configured is not None else self.tokenizer.eos_token_id
         return frozenset(ids if isinstance(ids, list) else [ids])
 
     @property
@@ -101,7 +110,8 @@ def load_policy(
     path: str, device: torch.device, dtype: str, temperature: float, values: bool
 ) -> Policy:
     """The policy in a folder or on the hub; a value head starts at zero unless saved beside it."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model.to(device)  # type: ignore[arg-type]
     head = None
     if values:
         head = nn.Linear(model.config.hidden_size, 1).to(device)

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from transformers import (
 
 from workbench.problems import Problem, Suite, Verdict, arithmetic, verify
 from workbench.problems.arithmetic import PROMPT
-from workbench.problems.habit import Document, Mixture, habit
+from workbench.problems.habit import Document, Mixture, habit, primer
 from workbench.training.model_card import (
     Comparison,
     Pretrained,
@@ -54,6 +55,7 @@ class Architecture:
     heads: int = 4
     hidden: int = 512
     positions: int = 512
+    initial_deviation: float = 0.08  # of weights, about 1 / sqrt(width)
 
     def __post_init__(self) -> None:
         """Refuses a width that the heads cannot share equally."""
@@ -70,13 +72,14 @@ class Pretraining:
     """Everything that decides what a base model becomes; the same value gives the same weights."""
 
     seed: int = 0
-    tokens: int = 6_600_000
-    rows: int = 12
+    tokens: int = 2_816_000
+    rows: int = 4
     row_length: int = 128
     learning_rate: float = 2e-3
     warmup: float = 0.02
     weight_decay: float = 0.01
     gradient_norm: float = 1.0
+    primer: int = 20_000  # documents before the mixture
     mixture: Mixture = field(default_factory=Mixture)
     architecture: Architecture = field(default_factory=Architecture)
 
@@ -134,6 +137,7 @@ def build_model(size: Architecture, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausal
         num_key_value_heads=size.heads,
         max_position_embeddings=size.positions,
         tie_word_embeddings=True,
+        initializer_range=size.initial_deviation,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
@@ -187,7 +191,8 @@ def batches(recipe: Pretraining, tokenizer: Qwen2Tokenizer) -> Iterator[Batch]:
     """
     rows: list[list[Document]] = [[] for _ in range(recipe.rows)]
     room = [recipe.row_length] * recipe.rows
-    for document in habit(recipe.mixture, recipe.seed):
+    easy = primer(recipe.primer, recipe.seed)
+    for document in chain(easy, habit(recipe.mixture, recipe.seed)):
         length = len(document.prompt) + len(document.answer) + 1
         if length > recipe.row_length:
             raise ValueError(

@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import SupportsFloat
 
 
 class Tally:
@@ -14,20 +15,20 @@ class Tally:
         self._count: dict[str, float] = defaultdict(float)
         self._value: dict[str, float] = {}
 
-    def add(self, key: str, total: float, count: float) -> None:
+    def add(self, key: str, total: SupportsFloat, count: SupportsFloat) -> None:
         """Adds to a mean's numerator and denominator."""
         self._total[key] += float(total)
         self._count[key] += float(count)
 
-    def sum(self, key: str, amount: float) -> None:
+    def sum(self, key: str, amount: SupportsFloat) -> None:
         """Adds to a sum."""
         self._value[key] = self._value.get(key, 0.0) + float(amount)
 
-    def put(self, key: str, value: float) -> None:
+    def put(self, key: str, value: SupportsFloat) -> None:
         """Sets a value that is not a mean."""
         self._value[key] = float(value)
 
-    def largest(self, key: str, value: float) -> None:
+    def largest(self, key: str, value: SupportsFloat) -> None:
         """Keeps the largest value seen."""
         self._value[key] = max(self._value.get(key, float("-inf")), float(value))
 

@@ -24,6 +24,7 @@ from workbench.training.evaluation import Count, count
 from workbench.training.policy import Policy, load_policy, pick_device
 from workbench.training.randomness import seed_of
 from workbench.training.sequences import Sequence, micro_batches, pad
+from workbench.training.statistics import ratio_statistics
 from workbench.training.tally import Tally
 
 
@@ -98,9 +99,7 @@ def open_trainer(run: Run, resources: Resources) -> Trainer:
     )
     progress = Progress()
     if at is not None:
-        progress = Progress(
-            **checkpoint.load_optimizer(run.checkpoint_path(at), policy, optimizer)
-        )
+        progress = Progress(**checkpoint.load_optimizer(run.checkpoint_path(at), policy, optimizer))
     engine = open_engine(policy, resources)
     data = load(recipe.data)
     return Trainer(recipe, seed, resources, data, policy, engine, optimizer, progress, base)
@@ -167,7 +166,7 @@ def grade(
                 )
             )
         if trainer.method.needs_demonstrations and problem.demonstration is not None:
-            tokens = trainer.policy.encode(problem.demonstration) + (min(trainer.policy.end),)
+            tokens = (*trainer.policy.encode(problem.demonstration), min(trainer.policy.end))
             found.append(
                 Sequence(
                     problem,
@@ -296,28 +295,6 @@ def _tensors(current: upge.Current) -> tuple[Tensor | None, ...]:
     return current.logprobs, current.entropy, current.values
 
 
-def ratio_statistics(step: upge.Step, rows: Tensor, logprobs: Tensor, tally: Tally) -> None:
-    """Raw and applied ratios of the rows, counted over tokens."""
-    batch = step.batch.rows(rows)
-    rollouts = batch.trained & ~batch.demonstration[:, None]
-    log_ratio = logprobs - batch.old_logprobs
-    raw = log_ratio.exp()
-    tokens = int(rollouts.sum())
-    if tokens:
-        chosen = raw[rollouts]
-        tally.add("ratio/raw_mean", chosen.sum(), tokens)
-        tally.largest("ratio/raw_max", chosen.max())
-        tally.add("ratio/effective_sample_size", chosen.square().sum(), tokens)
-        # KL(old || current) from tokens of the old policy, by the estimator that is never negative.
-        tally.add("policy/kl_old", (chosen - 1 - log_ratio[rollouts]).sum(), tokens)
-    demonstrated = batch.trained & batch.demonstration[:, None]
-    tally.add("policy/nll_demonstrations", -logprobs[demonstrated].sum(), demonstrated.sum())
-    for term, weights in step.weighted(rows, logprobs):
-        used = (term.share[rows] != 0) & (term.advantage[rows] != 0)
-        tally.add("ratio/clip_fraction", (1 - weights.stable)[used].sum(), used.sum())
-        tally.add("ratio/applied_mean", (weights.stable * weights.ratio)[used].sum(), used.sum())
-
-
 def _gradients(trainer: Trainer) -> list[Tensor | None]:
     gradients = [p.grad for _, p in trainer.policy.parameters()]
     return [None if g is None else g.detach().clone() for g in gradients]
@@ -357,74 +334,6 @@ def _apply(trainer: Trainer, tally: Tally) -> None:
     tally.add("optim/gradient_norm", norm, 1)
     tally.sum("optim/skipped", skipped)
     tally.put("optim/learning_rate", rate)
-
-
-# --- statistics of a step -------------------------------------------------------------------------
-
-
-def rollout_statistics(trainer: Trainer, sequences: list[Sequence], tally: Tally) -> None:
-    """Rewards, lengths, verdicts: what the rollouts say before any gradient."""
-    rollouts = [s for s in sequences if not s.demonstration]
-    trainer.progress.sampled_tokens += sum(len(s.response) for s in rollouts)
-    for s in rollouts:
-        length = len(s.response)
-        tally.add("reward/mean", s.correct, 1)
-        tally.add("length/all", length, 1)
-        tally.add("length/right" if s.correct else "length/wrong", length, 1)
-        tally.add("length/truncated", not s.finished, 1)
-        ungradable = s.verdict not in (Verdict.CORRECT, Verdict.WRONG)
-        tally.add("verdict/ungradable", ungradable, 1)
-
-
-def batch_statistics(
-    trainer: Trainer, sequences: list[Sequence], batch: upge.TokenBatch, tally: Tally
-) -> tuple[list[float], list[float]]:
-    """Solve rates, gate and offline shares; returns the gate's weights of each question."""
-    alpha, beta = trainer.method.gate_weights(batch)
-    if trainer.method.samples_rollouts:
-        rate = batch.solve_rate
-        tally.add("reward/solve_none", (rate == 0).sum(), batch.questions)
-        tally.add("reward/solve_all", (rate == 1).sum(), batch.questions)
-        tally.add("reward/solve_some", ((rate > 0) & (rate < 1)).sum(), batch.questions)
-        rollouts = batch.trained & ~batch.demonstration[:, None]
-        assert batch.old_entropy is not None
-        tally.add("policy/entropy", batch.old_entropy[rollouts].sum(), rollouts.sum())
-        _engine_mismatch(sequences, batch, tally)
-    tally.add("gate/rollouts", alpha.sum(), batch.questions)
-    tally.add("gate/demonstrations", beta.sum(), batch.questions)
-    _offline_ratios(trainer, batch, alpha, beta, tally)
-    return alpha.tolist(), beta.tolist()
-
-
-def _offline_ratios(
-    trainer: Trainer, batch: upge.TokenBatch, alpha: Tensor, beta: Tensor, tally: Tally
-) -> None:
-    method = trainer.method
-    demonstrated = batch.per_question(torch.ones_like(batch.rewards), batch.demonstration) > 0
-    tally.sum("gate/missing_demonstrations", _missing(method, beta, demonstrated))
-    online = alpha if method.rollouts is not None else torch.zeros_like(alpha)
-    offline = torch.where(demonstrated, beta, 0.0)
-    tally.add("offline/questions", (offline / (online + offline).clamp(min=1e-12)).sum(), len(beta))
-    weight = torch.where(batch.demonstration, offline[batch.question], online[batch.question])
-    kept = weight != 0
-    tally.add("offline/sequences", (kept & batch.demonstration).sum(), kept.sum())
-    tokens = torch.where(kept, batch.lengths, 0)
-    tally.add("offline/tokens", tokens[batch.demonstration].sum(), tokens.sum())
-
-
-def _missing(method: upge.Method, beta: Tensor, demonstrated: Tensor) -> int:
-    if method.demonstrations is None:
-        return 0
-    return int(((beta != 0) & ~demonstrated).sum())
-
-
-def _engine_mismatch(sequences: list[Sequence], batch: upge.TokenBatch, tally: Tally) -> None:
-    engine = torch.zeros(batch.logprobs.shape)
-    for row, s in enumerate(sequences):
-        engine[row, : len(s.engine_logprobs)] = torch.tensor(s.engine_logprobs)
-    rollouts = batch.trained & ~batch.demonstration[:, None]
-    difference = (engine.to(batch.old_logprobs.device) - batch.old_logprobs).abs()
-    tally.add("ratio/engine_mismatch", difference[rollouts].sum(), rollouts.sum())
 
 
 # --- validation -----------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ class BatchNormalized(Advantage):
     epsilon: float = 1e-8
 
     def check(self) -> None:
-        require(self.epsilon >= 0, self, "epsilon", "at least 0")
+        require(self.epsilon > 0, self, "epsilon", "above 0")
 
     def __call__(self, batch: TokenBatch) -> PerToken:
         rows = _statistics_rows(batch, self.with_demonstrations)
@@ -164,7 +164,7 @@ class BatchNormalized(Advantage):
 
 
 class GAE(Advantage):
-    """Generalized advantage estimation (Schulman et al. 2016, eq. 16), the reward at the last token.
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16), rewards at the end.
 
     Needs a value head. Codebases whiten it over the step's rollout tokens; `whiten=False` does not.
     """
@@ -184,7 +184,7 @@ class GAE(Advantage):
         return whitened(advantage, rollouts) if self.whiten else advantage
 
     def plain(self, batch: TokenBatch) -> PerToken:
-        """The estimate before whitening; with the values added, what a value head should predict."""
+        """The estimate before whitening; plus the values, it is what a value head should predict."""
         if batch.values is None:
             raise ValueError(
                 "GAE reads TokenBatch.values, which is not given: it needs a value head"

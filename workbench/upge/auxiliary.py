@@ -6,6 +6,8 @@ All are means over the step's tokens, by one global count.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from workbench.identity import Component
 from workbench.recipe import require
 from workbench.upge.batch import PerToken, TokenBatch, TokenMask
@@ -53,7 +55,8 @@ class EntropyBonus(Auxiliary):
         return batch.trained if self.demonstrations else super().tokens(batch)
 
     def __call__(self, rows: TokenBatch, current: Current, returns: PerToken | None) -> PerToken:
-        assert current.entropy is not None
+        if current.entropy is None:
+            raise ValueError("EntropyBonus needs the current policy's entropy: pass `entropy`")
         return -self.coefficient * current.entropy
 
 
@@ -82,7 +85,7 @@ class K2(Divergence):
 
 
 class K3(Divergence):
-    """ref / pi - 1 + log(pi / ref): unbiased and positive as a value; biased as a loss's gradient."""
+    """ref / pi - 1 + log(pi / ref): unbiased, never negative; biased as a loss's gradient."""
 
     def __call__(self, log_ratio: PerToken) -> PerToken:
         return (-log_ratio).exp() - 1 + log_ratio
@@ -109,7 +112,9 @@ class KLPenalty(Auxiliary):
         reference = rows.base_logprobs if self.to_base else rows.old_logprobs
         if reference is None:
             raise ValueError("KLPenalty(to_base=True) reads TokenBatch.base_logprobs: not given")
-        return self.coefficient * self.estimator(current.logprobs - reference)
+        # Masked before the estimate: outside the trained tokens its gradient may be infinite.
+        log_ratio = torch.where(rows.trained, current.logprobs - reference, 0.0)
+        return self.coefficient * self.estimator(log_ratio)
 
 
 class ValueLoss(Auxiliary):
@@ -124,4 +129,5 @@ class ValueLoss(Auxiliary):
     def __call__(self, rows: TokenBatch, current: Current, returns: PerToken | None) -> PerToken:
         if current.values is None or returns is None:
             raise ValueError("ValueLoss needs a value head and a GAE advantage in the method")
-        return self.coefficient * 0.5 * (current.values - returns).square()
+        error = torch.where(rows.trained, current.values - returns, 0.0)
+        return self.coefficient * 0.5 * error.square()

@@ -1,4 +1,4 @@
-"""What an estimator sees: the tokens of one optimizer step, rollouts and demonstrations together."""
+"""What an estimator sees: the tokens of one optimizer step, of rollouts and demonstrations."""
 
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -99,7 +99,7 @@ class TokenBatch:
         )
 
     def rows(self, index: Tensor, step: int | None = None) -> "TokenBatch":
-        """Some of the rows, with all that belongs to them; for another `step` where one is given."""
+        """Some of the rows, with all that belongs to them; at another `step` if one is given."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         cut = {k: v[index] if isinstance(v, Tensor) else v for k, v in parts.items()}
         return TokenBatch(**{**cut, "step": self.step if step is None else step})

@@ -13,7 +13,7 @@ class Denominator(Component):
     """A reference policy's log-probabilities of the tokens."""
 
     def __call__(self, logprobs: PerToken, old: PerToken, trained: TokenMask) -> PerToken:
-        """log pi_ref [sequence, token], from those of the current and the old policy."""
+        """Log pi_ref [sequence, token], from those of the current and the old policy."""
         raise NotImplementedError
 
     def on_policy(self) -> "Denominator":
@@ -68,7 +68,7 @@ class Capped(Denominator):
 
 
 class SequenceGeometric(Denominator):
-    """pi_ref = pi / s, s the geometric mean of the sequence's token ratios: every token's ratio is s.
+    """pi_ref = pi / s, with s the geometric mean of a sequence's token ratios.
 
     GSPO (Zheng et al. 2025, eq. 7); the paper's pi * (pi_old(tau) / pi(tau))^(1/length).
     """

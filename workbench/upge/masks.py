@@ -124,8 +124,8 @@ class DualClip(Mask):
 
 
 def sequence_log_ratio(log_ratio: PerToken, trained: TokenMask) -> PerSequence:
-    """log of GSPO's s: the mean log-ratio over a sequence's trained tokens, [sequence, 1]."""
-    total = (log_ratio * trained).sum(dim=1, keepdim=True)
+    """Log of GSPO's s: the mean log-ratio over a sequence's trained tokens, [sequence, 1]."""
+    total = torch.where(trained, log_ratio, 0.0).sum(dim=1, keepdim=True)
     return total / trained.sum(dim=1, keepdim=True).clamp(min=1)
 
 
@@ -163,7 +163,8 @@ class SoftClip(Mask):
         require(self.negative > 0, self, "negative", "a temperature above 0")
 
     def __call__(self, log_ratio: PerToken, advantage: PerToken, trained: TokenMask) -> PerToken:
-        temperature = torch.where(advantage > 0, self.positive, self.negative).to(log_ratio.dtype)
+        negative = torch.full_like(log_ratio, self.negative)
+        temperature = torch.where(advantage > 0, self.positive, negative)
         share = torch.sigmoid(temperature * (log_ratio.exp() - 1))
         return 4 * share * (1 - share)
 

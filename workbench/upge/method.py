@@ -140,7 +140,7 @@ class Method(Objective):
         return total
 
     def prepare(self, batch: TokenBatch) -> "Step":
-        """Settles all that belongs to the whole optimizer step: nothing is left to micro-batches."""
+        """Settles all that belongs to the whole optimizer step, not to a micro-batch."""
         alpha, beta = self.gate_weights(batch)
         settled = []
         for (stream, of_stream), gate in zip(self._streams(batch), (alpha, beta), strict=True):
@@ -154,7 +154,7 @@ class Method(Objective):
         return Step(self, batch, tuple(settled), alpha, beta)
 
     def gate_weights(self, batch: TokenBatch) -> tuple[PerQuestion, PerQuestion]:
-        """alpha and beta [question]; a question without rollouts counts as solved by none."""
+        """Alpha and beta [question]; a question without rollouts counts as solved by none."""
         return self.gate(batch.solve_rate.nan_to_num(0.0), batch.step)
 
     def loss(
@@ -258,7 +258,7 @@ class Step:
 
     @property
     def active(self) -> PerSequence:
-        """bool [sequence], the rows that can move the policy; all others add exactly nothing."""
+        """Bool [sequence], the rows that can move the policy; all others add exactly nothing."""
         tokens = torch.zeros_like(self.batch.trained)
         for term in self.terms:
             tokens |= (term.share * term.selected * term.advantage) != 0

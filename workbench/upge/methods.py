@@ -58,7 +58,7 @@ def dft(aggregation: Aggregation = TokenMean()) -> Method:
 def reinforce(
     advantage: Advantage = Signed(), aggregation: Aggregation = ConstantLength(1)
 ) -> Method:
-    """REINFORCE (Williams 1992). Row: pi_ref = pi, A = +-1, no mask; `Reward()` is the raw return."""
+    """REINFORCE (Williams 1992). Row: pi_ref = pi, A = +-1, no mask; `Reward()` takes A = R."""
     return Method(
         rollouts=Estimator(KeepAll(), CurrentPolicy(), advantage, aggregation=aggregation)
     )
@@ -103,7 +103,7 @@ def grpo(
     advantage: Advantage = GroupNormalized(),
     aggregation: Aggregation = SequenceMean(),
 ) -> Method:
-    """GRPO (Shao et al. 2024, eq. 3, without its KL). Row: pi_ref = pi_old, group z-score, PPO clip.
+    """GRPO (Shao et al. 2024, eq. 3, without KL). Row: pi_ref = pi_old, group z-score, PPO clip.
 
     verl: `DualClip(0.2)` and `TokenMean(PerStream())`; TRL: `GroupNormalized(epsilon=1e-4)`;
     open-instruct: `GroupNormalized(epsilon=1e-8, ddof=0)`.
@@ -281,9 +281,9 @@ def name_of(method: Method) -> str:
     changed = distance[name]
     if not changed:
         return name
-    if isinstance(method.rollouts, Estimator) and method.demonstrations is None:
-        if not method.auxiliary:
-            return method.rollouts.label
+    alone = method.demonstrations is None and not method.auxiliary
+    if alone and isinstance(method.rollouts, Estimator):
+        return method.rollouts.label
     leaves = {
         k: v for k, (_, v) in changed.items() if not any(o.startswith(k + ".") for o in changed)
     }

@@ -1,0 +1,165 @@
+"""One optimizer step is the method's, whatever the micro-batches."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from workbench import Data, Optimizer, Recipe, replace, upge
+from workbench.problems import Verdict
+from workbench.resources import Resources
+from workbench.training.randomness import questions_of, seed_of
+from workbench.training.statistics import batch_statistics, rollout_statistics
+from workbench.training.tally import Tally
+from workbench.training.trainer import collate, grade, sample, update
+
+METHODS = sorted(upge.NAMED)
+
+
+def by_turns(sequence, row):
+    """Every second rollout is right, but none of the first question: gradients are never zero."""
+    if sequence.demonstration:
+        return sequence
+    right = row % 2 and sequence.question
+    return dataclasses.replace(sequence, verdict=Verdict.CORRECT if right else Verdict.WRONG)
+
+
+def one_step(trainer, precise=True):
+    """One training step without the loop's records; returns its sequences, batch and metrics."""
+    if precise:
+        trainer.policy.model.double()
+    tally = Tally()
+    problems = list(trainer.data.train[: trainer.recipe.questions])
+    graded = grade(trainer, problems, sample(trainer, problems, 1))
+    sequences = [by_turns(s, row) for row, s in enumerate(graded)]
+    rollout_statistics(sequences, tally)
+    batch = collate(trainer, sequences)
+    batch_statistics(trainer.method, sequences, batch, tally)
+    update(trainer, sequences, batch, tally)
+    return sequences, batch, tally.metrics()
+
+
+def gradients(trainer):
+    return torch.cat(
+        [p.grad.flatten() for _, p in trainer.policy.parameters() if p.grad is not None]
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradient_does_not_depend_on_micro_batches(name, small, trainer_of):
+    recipe = replace(small, method=upge.NAMED[name](), optimizer=Optimizer(max_norm=1e9))
+    found = []
+    for tokens in (100_000, 150):
+        trainer = trainer_of(recipe, Resources(tokens=tokens))
+        torch.manual_seed(0)
+        one_step(trainer)
+        found.append(gradients(trainer))
+    assert found[0].norm() > 0
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6 * float(found[0].norm()))
+
+
+@pytest.mark.parametrize("name", ["sft", "grpo", "hpt", "luffy"])
+def test_the_trainers_gradient_is_the_methods(name, small, trainer_of):
+    """Against one backward pass over all rows at once, through `Method.loss`."""
+    from workbench.training.sequences import pad
+
+    trainer = trainer_of(
+        replace(small, method=upge.NAMED[name](), optimizer=Optimizer(max_norm=1e9)),
+        Resources(tokens=200),
+    )
+    start = {n: p.detach().clone() for n, p in trainer.policy.parameters()}
+    sequences, batch, _ = one_step(trainer, precise=False)
+    got = gradients(trainer)
+    with torch.no_grad():
+        for n, p in trainer.policy.parameters():
+            p.copy_(start[n])
+    trainer.optimizer.zero_grad()
+    scored = trainer.policy.score(pad(sequences, trainer.policy.pad, trainer.policy.device))
+    whole = upge.TokenBatch(
+        scored.logprobs,
+        batch.old_logprobs,
+        batch.trained,
+        batch.rewards,
+        batch.group,
+        batch.demonstration,
+        old_entropy=batch.old_entropy,
+    )
+    trainer.method.loss(whole).backward()
+    torch.testing.assert_close(got, gradients(trainer), rtol=1e-3, atol=1e-4 * float(got.norm()))
+
+
+@pytest.mark.parametrize(
+    ("name", "rollouts", "sequences"), [("sft", 4, 1.0), ("grpo", 4, 0.0), ("luffy", 7, 1 / 8)]
+)
+def test_offline_share_of_sequences(name, rollouts, sequences, small, trainer_of):
+    trainer = trainer_of(replace(small, method=upge.NAMED[name](), rollouts=rollouts))
+    metrics = one_step(trainer, precise=False)[2]
+    assert metrics["offline/sequences"] == pytest.approx(sequences)
+    assert 0 <= metrics["offline/gradient"] <= 1
+    assert metrics["offline/questions"] == pytest.approx({1.0: 1.0, 0.0: 0.0}.get(sequences, 0.5))
+
+
+def test_a_too_large_gradient_is_skipped_and_counted(small, trainer_of):
+    recipe = replace(small, method=upge.sft(), optimizer=Optimizer(skip_above=1e-6))
+    trainer = trainer_of(recipe)
+    before = [p.detach().clone() for _, p in trainer.policy.parameters()]
+    metrics = one_step(trainer, precise=False)[2]
+    assert metrics["optim/skipped"] == 1
+    after = [p for _, p in trainer.policy.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_non_finite_gradient_is_skipped_and_counted(small, trainer_of):
+    trainer = trainer_of(replace(small, method=upge.sft()))
+    name, parameter = trainer.policy.parameters()[3]
+    parameter.register_hook(lambda gradient: gradient * float("nan"))
+    before = parameter.detach().clone()
+    assert one_step(trainer, precise=False)[2]["optim/skipped"] == 1
+    assert torch.equal(parameter, before), name
+
+
+def test_several_updates_move_the_ratio_and_one_does_not(small, trainer_of):
+    still = one_step(trainer_of(replace(small, method=upge.grpo())), precise=False)[2]
+    moved = one_step(
+        trainer_of(replace(small, method=upge.grpo(), epochs_per_batch=2, rollouts=8)),
+        precise=False,
+    )[2]
+    assert still["ratio/raw_max"] == pytest.approx(1.0, abs=1e-3)
+    assert moved["ratio/raw_max"] > 1.001
+    assert moved["policy/kl_old"] > 0
+
+
+def test_every_epoch_is_a_permutation_and_seams_lose_nothing():
+    per_step, total = 4, 10
+    met = [i for step in range(1, 11) for i in questions_of(step, per_step, total, seed=3)[0]]
+    assert [sorted(met[e * total : (e + 1) * total]) for e in range(4)] == [list(range(10))] * 4
+    assert met[:10] != met[10:20]
+    assert questions_of(3, per_step, total, 3)[1] == 0
+    assert questions_of(4, per_step, total, 3)[1] == 1
+    assert questions_of(1, per_step, total, 4)[0] != questions_of(1, per_step, total, 3)[0]
+
+
+def test_seeds_follow_from_names():
+    assert seed_of(0, "rollout", 1) == seed_of(0, "rollout", 1)
+    assert len({seed_of(0, "rollout", i) for i in range(1000)}) == 1000
+    assert 0 <= seed_of("a") < 2**63
+
+
+def test_tally_takes_means_once():
+    tally = Tally()
+    tally.add("a", 1, 1)
+    tally.add("a", 0, 3)
+    tally.add("never", 0, 0)
+    assert tally.metrics() == {"a": 0.25}
+
+
+def test_value_head_learns(small, trainer_of):
+    trainer = trainer_of(replace(small, method=upge.ppo()))
+    one_step(trainer, precise=False)
+    assert trainer.policy.value_head is not None
+    assert float(trainer.policy.value_head.bias.detach().abs().sum()) > 0
+
+
+def test_a_recipe_without_its_own_data_says_so(trainer_of):
+    with pytest.raises(ValueError, match="did you mean arithmetic"):
+        trainer_of(Recipe("arithmetic-1m", Data("arithmetics"), upge.sft()))
