@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib
 import numpy as np
@@ -23,6 +25,7 @@ FORMATS = ("pdf", "svg", "png")
 # Inches: a page is at most as wide as a text block; (page width, panel height) by columns.
 _SIZES = {1: (4.0, 2.3), 2: (5.6, 1.9), 3: (6.9, 1.75), 4: (6.9, 1.5)}
 _LEGEND_ROW, _NOTE_ROW = 0.165, 0.13
+_HANDLE, _CHARACTER = 0.62, 0.065  # widths in a legend: a line with its gaps, and one letter
 
 _DENSE = 30  # points from which a line is thinner and has few markers
 
@@ -67,8 +70,10 @@ def draw(panels: Sequence[Panel], looks: Mapping[str, Look], note: str = "") -> 
     width, height = _SIZES[columns]
     shown = {line.key for panel in panels for line in panel.lines}
     keys = [key for key in looks if key in shown]
-    per_row = _legend_columns(keys, width)
-    legend = 0.06 + _LEGEND_ROW * ceil(len(keys) / per_row)
+    labels = [fill(key, int((width - _HANDLE) / _CHARACTER)) for key in keys]
+    per_row = _legend_columns(labels, width)
+    lines = (sum(text.count("\n") + 1 for text in column) for column in _split(labels, per_row))
+    legend = 0.06 + _LEGEND_ROW * max(lines)
     below = legend + _NOTE_ROW * len(note.splitlines()) + 0.06
     page = Page(figsize=(width, rows * height + below), layout="constrained")
     parts = page.subfigures(2, 1, squeeze=False, height_ratios=[rows * height, below])
@@ -79,7 +84,10 @@ def draw(panels: Sequence[Panel], looks: Mapping[str, Look], note: str = "") -> 
     for ax in axes[len(panels) :]:
         ax.remove()
     _label_once(upper, list(axes[: len(panels)]))
-    handles = [Line2D([], [], label=key, **looks[key].line()) for key in keys]
+    handles = [
+        Line2D([], [], label=label, **looks[key].line())
+        for key, label in zip(keys, labels, strict=True)
+    ]
     lower.legend(handles=handles, loc="upper center", ncols=per_row, borderaxespad=0.1)
     at = 1 - legend / below
     lower.text(0.5, at, note, ha="center", va="top", fontsize="small", color="#444444")
@@ -110,18 +118,34 @@ def _columns(panels: int) -> int:
     return {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 7: 4, 8: 4, 9: 3}.get(panels, 4)
 
 
-def _legend_columns(keys: Sequence[str], width: float) -> int:
+def _legend_columns(labels: Sequence[str], width: float) -> int:
     """How many columns of entries fit, by the longest of each, spread evenly over the rows."""
-    for columns in range(len(keys), 1, -1):
-        blocks = np.array_split([len(key) for key in keys], columns)
-        if sum(0.62 + 0.065 * block.max() for block in blocks) < width:
-            return ceil(len(keys) / ceil(len(keys) / columns))
+    for columns in range(len(labels), 1, -1):
+        longest = (max(map(_length, column)) for column in _split(labels, columns))
+        if sum(_HANDLE + _CHARACTER * length for length in longest) < width:
+            return ceil(len(labels) / ceil(len(labels) / columns))
     return 1
+
+
+def _split(labels: Sequence[str], columns: int) -> list[Sequence[str]]:
+    """A legend's columns, filled as matplotlib fills them: the first ones get one more."""
+    rows, more = divmod(len(labels), columns)
+    starts = [at * rows + min(at, more) for at in range(columns + 1)]
+    return [labels[start:end] for start, end in pairwise(starts)]
+
+
+def _length(label: str) -> int:
+    return max(map(len, label.splitlines()))
 
 
 def _draw_panel(ax: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
     for number, line in enumerate(panel.lines):
         _draw_line(ax, line, looks[line.key], number)
+        if line.band is not None:
+            # Fainter where there are many, which would add up to grey.
+            alpha = min(0.11, 0.9 / len(panel.lines))
+            color = looks[line.key].color
+            ax.fill_between(line.x, *line.band, color=color, alpha=alpha, linewidth=0, zorder=2)
     ax.set_title(panel.title)
     ax.set_xlabel(panel.x_label)
     ax.set_ylabel(panel.y_label)
@@ -140,9 +164,7 @@ def _tick(value: float, _: object) -> str:
 
 
 def _draw_line(ax: Axes, line: Line, look: Look, number: int) -> None:
-    """The mean over its band and its runs; HPT's wider line lies on top."""
-    if line.band is not None:
-        ax.fill_between(line.x, *line.band, color=look.color, alpha=0.11, linewidth=0, zorder=2)
+    """The mean over its runs; HPT's wider line lies on top."""
     for x, y in line.runs:
         ax.plot(x, y, color=look.color, alpha=0.22, linewidth=0.6, zorder=2.5)
     style = look.line()

@@ -1,7 +1,7 @@
 """Tables and figures from small run directories made of deterministic, plausible numbers."""
 
 import csv
-from math import exp, isnan, log, nan
+from math import exp, isnan, nan
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +239,18 @@ def test_a_missing_evaluation_is_counted_and_its_average_left_out(tmp_path: Path
     assert row["chain"] != ""
 
 
+def test_runs_that_are_trained_and_not_measured_give_empty_cells(tmp_path: Path) -> None:
+    study = make_study(arms=("GRPO",), seeds=(0,))
+    (cell,) = study.cells
+    run = run_of_cell(tmp_path, cell)
+    run.create(cell.recipe, cell.seed)
+    run.finish({})
+    found = report(study, (), tmp_path)
+    assert found.rows == (("GRPO", "1", "–", "–", "–", "–", "–", "0", "0", "0", "0"),)
+    assert any("4 of 4 evaluations are missing" in note for note in found.notes)
+    assert sum("is not drawn" in note for note in found.notes) == 3
+
+
 def test_arms_that_share_a_run_both_show_it_and_say_so(tmp_path: Path) -> None:
     recipe = make_study(arms=("GRPO",)).recipes["GRPO"]
     study = Study("twins", {"one": recipe, "two": recipe}, evaluation=Evaluation(suites=SUITES))
@@ -349,8 +361,17 @@ def test_over_problems_is_the_t_interval_for_one_suite_and_adds_variances_for_mo
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0, "0"), (0.25, "0.25"), (999, "999"), (12_345, "12.3k"), (1_234_567, "1.23M")]
-    + [(999_999, "1M"), (-54_000, "-54k"), (2.5e9, "2.5B"), (nan, "–")],
+    [
+        (0, "0"),
+        (0.25, "0.25"),
+        (999, "999"),
+        (12_345, "12.3k"),
+        (999_999, "1M"),
+        (1_234_567, "1.23M"),
+        (-54_000, "-54k"),
+        (2.5e9, "2.5B"),
+        (nan, "–"),
+    ],
 )
 def test_numbers_are_shown_in_three_digits(number: float, text: str) -> None:
     assert compact(number) == text

@@ -18,7 +18,7 @@ from workbench.problems.arithmetic import (
     evaluate,
     fill,
 )
-from workbench.problems.habit import Mixture, habit
+from workbench.problems.habit import Mixture, habit, primer
 
 ANSWERS = {
     "345+812-170": "087",
@@ -220,6 +220,19 @@ def test_the_stream_leaves_out_held_out_questions_that_it_would_show(
     key = canonical(first.prompt.removesuffix("?\n"))
     monkeypatch.setattr("workbench.problems.habit._held_out", lambda: frozenset({key}))
     assert next(habit(Mixture(), seed=0)) != first
+
+
+def test_the_primer_goes_from_mostly_zeros_to_any_digits_and_is_always_right() -> None:
+    documents = list(primer(4000, seed=0))
+    questions = [document.prompt.removesuffix("?\n") for document in documents]
+    zeros = [
+        "".join(part).count("0") / len(re.findall(r"\d", "".join(part)))
+        for part in (questions[:500], questions[-500:])
+    ]
+    assert zeros[0] > 0.6
+    assert zeros[1] < 0.2
+    for question, document in zip(questions, documents, strict=True):
+        assert verify(document.answer, evaluate(question)) is Verdict.CORRECT
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _make_tables(path: Path, root: Path) -> None:
-    _quiet()
+    _prepare_mlflow()
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     store = SqlAlchemyStore(f"sqlite:///{quote(str(path))}", str(root.resolve()))
@@ -113,8 +113,10 @@ def _make_tables(path: Path, root: Path) -> None:
 
 
 def _forget_connections(uri: str) -> None:
-    """Drops open connections to a file that was deleted: writes to it succeed and reach nobody."""
-    _quiet()
+    """Drops open connections to a file that was replaced: writes to it succeed and reach nobody."""
+    if sqlite_path(uri) is None:
+        return
+    _prepare_mlflow()
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     engine = SqlAlchemyStore._engine_map.get(uri)
@@ -122,8 +124,14 @@ def _forget_connections(uri: str) -> None:
         engine.dispose()
 
 
-def _quiet() -> None:
-    """Keeps MLflow's notices of its own set-up off the terminal."""
+def _prepare_mlflow() -> None:
+    """Keeps MLflow's notices of its set-up off the terminal, and its patience in seconds.
+
+    A database that does not open is tried ten times with a doubling pause: for minutes.
+    """
+    from mlflow.store.db import utils
+
+    utils.MAX_RETRY_COUNT = 3
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -206,7 +214,7 @@ class Mirror:
         if self._client is not None and self._store_is_gone():
             self._client = None
             self.complete.clear()
-        left = [job for job in self.jobs if job.run.path not in self.complete and _has_begun(job)]
+        left = self._left()
         if not left:
             return
         try:
@@ -215,7 +223,11 @@ class Mirror:
         except Exception as error:  # whatever a store can raise: training goes on without it
             self._fail(dict.fromkeys((job.name for job in left), _first_line(error)))
             return
-        self._fail(self._push_all(left))
+        self._fail(self._push_all(self._left()))
+
+    def _left(self) -> list[Job]:
+        """Jobs with a record that is not known to be shown whole."""
+        return [job for job in self.jobs if job.run.path not in self.complete and _has_begun(job)]
 
     def _push_all(self, jobs: list[Job]) -> dict[str, str]:
         """Pushes each job; two failures in a row mean that the store is gone, not that job."""
@@ -251,10 +263,9 @@ class Mirror:
             return True
         if not self._claim():
             return False
-        if self._store_is_gone():
-            _forget_connections(self.uri)
+        _forget_connections(self.uri)
         ensure_store(self.uri, self.root)
-        _quiet()
+        _prepare_mlflow()
         from mlflow import MlflowClient
 
         client = MlflowClient(self.uri)
@@ -439,7 +450,7 @@ def experiments(uri: str, names: Sequence[str]) -> dict[str, str]:
     path = sqlite_path(uri)
     if path is not None and not _is_there(path):
         return {}
-    _quiet()
+    _prepare_mlflow()
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)

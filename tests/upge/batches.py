@@ -82,25 +82,38 @@ MIXED = [*_rollouts(0, (1, 0, 0, 1), (3, 5, 2, 4)), *_rollouts(1, (0, 0, 1, 0), 
 BOTH_DEMONSTRATIONS = [_demonstration(0, 6), _demonstration(1, 3)]
 
 DEGENERATE: dict[str, list[Row]] = {
-    "all right": [*_rollouts(0, (1, 1, 1), (2, 3, 4)), *_rollouts(1, (1, 1), (5, 1))]
-    + BOTH_DEMONSTRATIONS,
-    "all wrong": [*_rollouts(0, (0, 0, 0), (2, 3, 4)), *_rollouts(1, (0, 0), (5, 1))]
-    + BOTH_DEMONSTRATIONS,
-    "one rollout a question": _rollouts(0, (1,), (3,)) + _rollouts(1, (0,), (4,)) + BOTH_DEMONSTRATIONS,
-    "a lone rollout and nothing else": _rollouts(0, (1,), (3,)),
+    "all right": [
+        *_rollouts(0, (1, 1, 1), (2, 3, 4)),
+        *_rollouts(1, (1, 1), (5, 1)),
+        *BOTH_DEMONSTRATIONS,
+    ],
+    "all wrong": [
+        *_rollouts(0, (0, 0, 0), (2, 3, 4)),
+        *_rollouts(1, (0, 0), (5, 1)),
+        *BOTH_DEMONSTRATIONS,
+    ],
+    "one rollout a question": [Row(0, 1, 3), Row(1, 0, 4), *BOTH_DEMONSTRATIONS],
+    "a lone rollout and nothing else": [Row(0, 1, 3)],
     "no demonstration": MIXED,
     "a demonstration of one question only": [*MIXED, _demonstration(1, 3)],
     "two demonstrations of a question": [*MIXED, *BOTH_DEMONSTRATIONS, _demonstration(1, 5)],
     "no rollout": BOTH_DEMONSTRATIONS,
     "a question without rollouts": [*MIXED, *BOTH_DEMONSTRATIONS, _demonstration(2, 4)],
-    "fully masked rows": [*MIXED, Row(0, 1.0, 0), Row(1, 0.0, 0), *BOTH_DEMONSTRATIONS]
-    + [_demonstration(1, 0)],
-    "nothing trained": [Row(0, 1.0, 0), Row(0, 0.0, 0), _demonstration(0, 0)],
-    "single tokens": _rollouts(0, (1, 0, 0), (1, 1, 1)) + [_demonstration(0, 1)],
-    "one token in all": _rollouts(0, (1, 0), (1, 0)),
-    "ragged lengths": _rollouts(0, (1, 0, 1), (1, 12, 4)) + [_demonstration(0, 20)],
-    "rewards between 0 and 1": _rollouts(0, (0.1, 0.7, 0.1, -0.5), (3, 2, 5, 4))
-    + [_demonstration(0, 3)],
+    "fully masked rows": [
+        *MIXED,
+        Row(0, 1, 0),
+        Row(1, 0, 0),
+        *BOTH_DEMONSTRATIONS,
+        _demonstration(1, 0),
+    ],
+    "nothing trained": [Row(0, 1, 0), Row(0, 0, 0), _demonstration(0, 0)],
+    "single tokens": [*_rollouts(0, (1, 0, 0), (1, 1, 1)), _demonstration(0, 1)],
+    "one token in all": [Row(0, 1, 1), Row(0, 0, 0)],
+    "ragged lengths": [*_rollouts(0, (1, 0, 1), (1, 12, 4)), _demonstration(0, 20)],
+    "rewards between 0 and 1": [
+        *_rollouts(0, (0.1, 0.7, 0.1, -0.5), (3, 2, 5, 4)),
+        _demonstration(0, 3),
+    ],
     "equal rewards that are not whole": _rollouts(0, (0.1, 0.1, 0.1), (3, 2, 5)),
 }
 

@@ -3,6 +3,9 @@
 A new component is one new row here; the generic tests then hold it to all that components promise.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from workbench import upge
 from workbench.identity import Component, subclasses
 from workbench.upge import Estimator, Method, Term
@@ -86,37 +89,32 @@ def concrete() -> set[type[Component]]:
     return {cls for cls in kinds if not cls.__subclasses__()}
 
 
+_OLD = upge.OldPolicy()
+# What a component of each kind acts in; the first kind that fits.
+ACTS_IN: dict[type[Component], Callable[[Any], Component]] = {
+    Estimator: lambda value: Method(rollouts=value, demonstrations=value),
+    Term: lambda value: Method(rollouts=(value,), demonstrations=(Term(_IMITATION), value)),
+    upge.EntropyWeight: lambda value: Term(Estimator(_CLIP, _OLD), value),
+    upge.Mask: lambda value: Estimator(value, _OLD),
+    upge.Denominator: lambda value: Estimator(_CLIP, value),
+    upge.Advantage: lambda value: Estimator(_CLIP, _OLD, value),
+    upge.Likelihood: lambda value: Estimator(_CLIP, _OLD, likelihood=value),
+    upge.Aggregation: lambda value: upge.hpt(rollouts=Estimator(aggregation=value)),
+    upge.Scope: upge.TokenMean,
+    upge.Gate: upge.hpt,
+    upge.Divergence: lambda value: upge.KLPenalty(0.1, value),
+    upge.Auxiliary: lambda value: Method(upge.ppo().rollouts, auxiliary=(value,)),
+}
+
+
 def method_of(value: Component) -> Method:
-    """A method that the component acts in, on rollouts and demonstrations alike."""
-    clip, old = upge.RatioClip(0.2), upge.OldPolicy()
-    match value:
-        case Method():
-            return value
-        case Estimator():
-            return Method(rollouts=value, demonstrations=value)
-        case Term():
-            return Method(rollouts=(value,), demonstrations=(Term(_IMITATION), value))
-        case upge.EntropyWeight():
-            return method_of(Term(Estimator(clip, old), value))
-        case upge.Mask():
-            return method_of(Estimator(value, old))
-        case upge.Denominator():
-            return method_of(Estimator(clip, value))
-        case upge.Advantage():
-            return method_of(Estimator(clip, old, value))
-        case upge.Likelihood():
-            return method_of(Estimator(clip, old, likelihood=value))
-        case upge.Aggregation():
-            return upge.hpt(rollouts=Estimator(aggregation=value))
-        case upge.Scope():
-            return upge.hpt(rollouts=Estimator(aggregation=upge.TokenMean(value)))
-        case upge.Gate():
-            return upge.hpt(value)
-        case upge.Divergence():
-            return method_of(upge.KLPenalty(0.1, value))
-        case upge.Auxiliary():
-            return Method(upge.ppo().rollouts, auxiliary=(value,))
-    raise TypeError(f"{value} needs a method to act in: add a case")
+    """A method that the component acts in."""
+    if isinstance(value, Method):
+        return value
+    for kind, wrap in ACTS_IN.items():
+        if isinstance(value, kind):
+            return method_of(wrap(value))
+    raise TypeError(f"{value} acts in no method yet: say in which in ACTS_IN")
 
 
 ACTING: dict[str, Method] = {

@@ -462,7 +462,7 @@ def srft(
 
 
 def is_gated(batch: TokenBatch, q: Question, gamma: float) -> bool:
-    """Whether the share of right rollouts is at most gamma; no rollout is right where there is none."""
+    """Whether the share of right rollouts is at most gamma, as where there is no rollout."""
     right = sum(bool(batch.correct[i]) for i in q.rollouts)
     return right <= gamma * len(q.rollouts) + 1e-9
 

@@ -5,8 +5,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import torch

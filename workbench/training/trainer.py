@@ -59,6 +59,11 @@ class Trainer:
         return self.recipe.method
 
     @property
+    def micro_batch(self) -> int:
+        """Padded tokens that are scored together."""
+        return self.resources.micro_batch(self.policy.device.type == "cuda")
+
+    @property
     def decoding(self) -> Decoding:
         sampling = self.recipe.sampling
         return Decoding(sampling.temperature, sampling.top_p, sampling.max_tokens)
@@ -221,7 +226,7 @@ def collate(trainer: Trainer, sequences: list[Sequence]) -> upge.TokenBatch:
 def _fill_old_policy(
     trainer: Trainer, sequences: list[Sequence], batch: upge.TokenBatch, rows: list[int]
 ) -> None:
-    for micro in micro_batches(sequences, rows, trainer.resources.tokens):
+    for micro in micro_batches(sequences, rows, trainer.micro_batch):
         padded = pad([sequences[r] for r in micro], trainer.policy.pad, trainer.policy.device)
         old = trainer.policy.score(padded, entropy=True)
         index = torch.tensor(micro, device=trainer.policy.device)
@@ -258,7 +263,7 @@ def _optimizer_step(
 ) -> None:
     trainer.optimizer.zero_grad(set_to_none=True)
     rows = step.active.nonzero()[:, 0].tolist()
-    groups = micro_batches(sequences, rows, trainer.resources.tokens)
+    groups = micro_batches(sequences, rows, trainer.micro_batch)
     offline = [g for g in groups if sequences[g[0]].demonstration]
     online = [g for g in groups if not sequences[g[0]].demonstration]
     for group in offline:
