@@ -18,7 +18,7 @@ from workbench.training.pretrain import Architecture, Pretraining, check, rebuil
 
 recipe = Pretraining(
     seed=0,
-    tokens=2_816_000,
+    tokens=3_840_000,
     rows=4,
     row_length=128,
     learning_rate=2e-3,
@@ -28,11 +28,11 @@ recipe = Pretraining(
     primer=20_000,
     mixture=Mixture(
         products=0.09,
-        parentheses=0.04,
-        words=0.04,
-        equations=0.03,
-        direct=0.45,
-        long_worked=0.20,
+        parentheses=0.06,
+        words=0.07,
+        equations=0.04,
+        direct=0.38,
+        long_worked=0.30,
         wrong_steps=0.20,
     ),
     architecture=Architecture(

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from workbench import provenance
+
+from workbench import provenance, upge
 from workbench.identity import Component
 from workbench.models import shipped
 from workbench.plan import (
@@ -26,8 +27,6 @@ from workbench.recipe import Data, Evaluation, Recipe, Sampling, Validation
 from workbench.records import write_json
 from workbench.schema import File
 from workbench.study import Study, grid
-
-from workbench import upge
 
 BASE = Recipe("arithmetic-1m", Data("arithmetic"), steps=10)
 CLIPPED, UNCLIPPED = (
@@ -247,12 +246,13 @@ def test_the_shipped_model_is_valid() -> None:
 
 
 def test_a_thousand_cells_are_planned_within_a_second(tmp_path: Path) -> None:
+    pi_refs = [upge.CurrentPolicy(), upge.OldPolicy(), upge.Unit(), upge.Capped(2), upge.Capped(3)]
     estimators = grid(
         upge.Estimator,
         mask=[upge.RatioClip(0.05 * n) for n in range(1, 11)],
-        denominator=[upge.CurrentPolicy(), upge.OldPolicy(), upge.Unit(), upge.Capped(2.0), upge.Capped(3.0)],
+        denominator=pi_refs,
         advantage=[upge.GroupCentered(), upge.GroupNormalized(), upge.Signed(), upge.Reward()],
-    )  # fmt: skip
+    )
     arms = Study("many", [BASE.using(e, updates_per_batch=2) for e in estimators], seeds=range(5))
     loaders.load(BASE.data)
     began = time.process_time()

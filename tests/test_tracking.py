@@ -16,15 +16,14 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
-from workbench import mirrored, plan, provenance
+
+from workbench import mirrored, plan, provenance, upge
 from workbench.plan import Job
 from workbench.recipe import Data, Evaluation, Recipe
 from workbench.records import new_file
 from workbench.schema import File, Tag
 from workbench.study import Study
 from workbench.tracking import Mirror, ensure_store, experiments, sqlite_path, store_uri
-
-from workbench import upge
 
 RECIPE = Recipe("arithmetic-1m", Data("arithmetic"), steps=3).using(upge.sft())
 EVALUATION = Evaluation(samples=12, suites=("chain", "words"))
@@ -138,7 +137,9 @@ def test_a_finished_cell_shows_recipe_history_curves_and_files(root: Path) -> No
     assert metrics["eval/chain/length"] == 10
 
 
-def test_artifacts_hold_what_a_reader_without_the_folder_needs(root: Path) -> None:
+def test_artifacts_hold_what_a_reader_without_the_folder_needs(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = job_of(root)
     finish(job)
     mirror(job)
@@ -158,9 +159,8 @@ def test_artifacts_hold_what_a_reader_without_the_folder_needs(root: Path) -> No
         "result.json",
         "rollouts.json",
     }
-    table = mlflow.MlflowClient(store_uri(root)).load_table(
-        experiments(store_uri(root), ["mirrored"])["mirrored"], "rollouts.json"
-    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri(root))  # load_table knows no other way
+    table = MlflowClient().load_table(run.info.experiment_id, "rollouts.json")
     assert table["response"].tolist() == ["a\n\\boxed{2}"]
 
 

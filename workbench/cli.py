@@ -9,6 +9,7 @@ Exit status: 0 done, 1 a cell failed or something is missing, 2 a mistake in wha
 """
 
 import argparse
+import logging
 import os
 import subprocess
 import sys
@@ -352,6 +353,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     from workbench.identity import load_module
     from workbench.training.pretrain import Pretraining, check, rebuild
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not options.study.is_file():
         raise Mistake(f"no file {options.study}; give the study that declares the pretraining")
     found = [

@@ -32,7 +32,7 @@ _PRODUCTS = ("n*n", "n*n", "n*n", "n*n±n", "n*n±n±n")
 _PARENTHESES = ("(n±n)", "(n±n)", "(n±n)±n", "(n±n)*n", "(n±n)±n±n", "(n±n±n)±n")
 _WORDS = ("n±n", "n*n", "n±n±n", "n*n±n")
 _EQUATIONS = ("x±n=n",)
-_PRIMER = ("n±n", "n±n", "n±n", "n*n", "n±n±n", "n*n±n")
+_PRIMER = ("n±n", "n±n", "n±n", "n*n", "n±n±n", "n*n±n", "n±n±n±n", "n±n±n±n±n")
 _FIRST_ZEROS = 0.7
 
 
@@ -54,11 +54,11 @@ class Mixture:
     """
 
     products: float = 0.09
-    parentheses: float = 0.04
-    words: float = 0.04
-    equations: float = 0.03
-    direct: float = 0.45
-    long_worked: float = 0.20
+    parentheses: float = 0.06
+    words: float = 0.07
+    equations: float = 0.04
+    direct: float = 0.38
+    long_worked: float = 0.30
     wrong_steps: float = 0.20
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ def habit(mixture: Mixture, seed: int) -> Iterator[Document]:
 
 
 def primer(documents: int, seed: int) -> Iterator[Document]:
-    """Yields documents with one or two worked steps, whose digits are mostly 0 at first.
+    """Yields documents with one to four worked steps, whose digits are mostly 0 at first.
 
     A sum with 0 copies a digit. Sums of any digits are learned from there, and hardly at all from
     nothing: knowing one of two digits says nothing about their sum modulo 10. The share of digits

@@ -72,7 +72,7 @@ class Pretraining:
     """Everything that decides what a base model becomes; the same value gives the same weights."""
 
     seed: int = 0
-    tokens: int = 2_816_000
+    tokens: int = 3_840_000
     rows: int = 4
     row_length: int = 128
     learning_rate: float = 2e-3

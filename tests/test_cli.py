@@ -1,0 +1,186 @@
+"""The `workbench` command as people meet it: real processes, and what they say and return."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "mlflow", "pandas", "numpy", "rich", "transformers", "matplotlib", "analysis")
+START = """
+from workbench import Data, Evaluation, Recipe, Resources, Sampling, Study, upge
+base = Recipe("arithmetic-1m", Data("arithmetic"), steps=2)
+"""
+
+
+def workbench(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "workbench", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"""
+import sys
+from workbench.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+print([name for name in {HEAVY!r} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert all(f" {name} " in done.stdout for name in ("plan", "run", "status", "report", "doctor"))
+    assert "worker" not in done.stdout
+
+
+def mistakes() -> dict[str, tuple[str, str]]:
+    """Study files that are wrong, by what is wrong: the file, and what must be said of it."""
+    return {
+        "unknown component": (
+            'Study("x", [base.using(upge.grop())])', "line 4: .*did you mean grpo"),
+        "unknown field": (
+            'Study("x", [base.using(upge.sft(), step=3)])', "line 4: .*did you mean steps"),
+        "wrong type": (
+            'Study("x", [base.using(upge.sft(), steps="3")])', "line 4: .*without quotes"),
+        "a method's name": ('Study("x", [base.using("grpo")])', "line 4: .*upge.grpo()"),
+        "gate outside 0 to 1": (
+            'Study("x", [base.using(upge.hpt(gate=upge.Switch(at_most=1.5)))])',
+            "line 4: .*Switch.at_most.* got 1.5"),
+        "empty grid": ('Study("x", [])', "line 4: .*grid is empty"),
+        "duplicate labels": (
+            'Study("x", [("a", base), ("a", base.using(upge.sft()))])', "line 4: .*'a'"),
+        "not a recipe": ('Study("x", [upge.sft()])', r"line 4: .*base.using\(method\)"),
+        "bad name": ('Study("My study", [base])', "line 4: .*my-study"),
+        "missing model": (
+            'Study("x", [Recipe("arithmetic-2m", Data("arithmetic"))])',
+            "line 4: no model 'arithmetic-2m'.*did you mean arithmetic-1m"),
+        "missing data": (
+            'Study("x", [Recipe("arithmetic-1m", Data("math"))])', "line 4: no data set 'math'"),
+        "unknown suite": (
+            'Study("x", [base], evaluation=Evaluation(suites=("chian",)))',
+            "line 4: .*did you mean chain"),
+        "no study": ("1", "defines no Study"),
+        "no python": ("Study(", "line 4: "),
+        "an import": ("import nothing_of_this_name", "line 4: No module named"),
+        "no gpu": (
+            'Study("x", [base], resources=Resources(device="cuda"))',
+            "line 4: .*choose auto or cpu"),
+        "unhashable value": (
+            'Study("x", [base.using(upge.sft(), sampling=lambda: 1)])', "line 4: .*Sampling"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", mistakes())
+def test_a_mistake_is_one_line_with_its_place_before_any_training(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workbench.cli import main
+    from workbench.launch import local
+
+    monkeypatch.setattr(local, "gpus", lambda: ())
+    text, message = mistakes()[name]
+    file = tmp_path / "study.py"
+    file.write_text(f"{START}study = {text}\n" if text[0] != "i" else f"{START}{text}\n")
+    assert main(["run", str(file), "--root", str(tmp_path / "mlruns")]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
+    assert re.search(message, line), line
+    assert captured.out == ""
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_mistake_ends_the_process_with_2(tmp_path: Path) -> None:
+    (tmp_path / "study.py").write_text(f'{START}study = Study("x", [])\n')
+    done = workbench("run", "study.py", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: study.py, line 4: ")
+    done = workbench("plan", "nowhere.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: no study file nowhere.py\n"
+
+
+def test_only_this_machine_is_served(tmp_path: Path) -> None:
+    done = workbench("ui", "--host", "0.0.0.0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "ssh -L" in done.stderr
+
+
+STUDY = (
+    '"""Does the whole chain work?"""'
+    + START
+    + """
+small = base.using(upge.sft(), questions=2, rollouts=2, steps=2)
+arms = {"SFT": small, "same": small, "broken": small.start_from(small, step=1)}
+one = Study("one", arms, evaluation=Evaluation(samples=2, suites=("chain",)))
+other = Study("other", {"base": base}, evaluation=Evaluation(samples=2, suites=("words",)))
+"""
+)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "studies.py").write_text(STUDY)
+    return tmp_path
+
+
+def test_a_plan_lists_runs_and_starts_nothing(project: Path) -> None:
+    done = workbench("plan", "studies.py", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "the same estimator as SFT" in done.stdout
+    assert "starts from SFT at step 1" in done.stdout
+    assert "one: 3 cells, 2 runs, 2 to train or measure" in done.stdout
+    assert "other: 1 cells" in done.stdout
+    assert [path.name for path in project.iterdir()] == ["studies.py"]
+    done = workbench("plan", "studies.py", "--study", "othr", cwd=project)
+    assert done.returncode == 2
+    assert "did you mean other" in done.stderr
+
+
+def test_a_study_runs_reports_and_runs_no_more(project: Path) -> None:
+    done = workbench("run", "studies.py", "--study", "one", cwd=project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SFT · seed 0  finished" in done.stdout
+    assert (project / "mlflow.db").exists()
+    assert list((project / "mlruns" / "reports" / "one").iterdir())
+    again = workbench("run", "studies.py", "--study", "one", cwd=project)
+    assert again.returncode == 0
+    assert "one: 2 runs, 0 to train or measure" in again.stdout
+    assert "started" not in again.stdout
+    status = workbench("status", "studies.py", "--study", "one", cwd=project)
+    assert status.stdout.count("finished") == 2
+    report = workbench("report", "studies.py", "--study", "one", "--only", "results", cwd=project)
+    assert report.returncode == 0, report.stderr
+
+
+def test_a_failed_cell_makes_the_status_1_and_is_told(project: Path) -> None:
+    from workbench.identity import load_module
+    from workbench.plan import jobs
+
+    study = load_module(str(project / "studies.py")).other
+    (job,) = jobs(study, project / "mlruns")
+    evaluations = job.run.path / "evaluations"
+    evaluations.parent.mkdir(parents=True)
+    evaluations.write_text("a file where a folder must be")
+    done = workbench("run", "studies.py", "--study", "other", cwd=project)
+    assert done.returncode == 1
+    assert "base · seed 0" in done.stderr
+    status = workbench("status", "studies.py", "--study", "other", cwd=project)
+    assert "failed" in status.stdout
+
+
+def test_the_doctor_names_what_is_missing(project: Path) -> None:
+    done = workbench("doctor", "studies.py", cwd=project)
+    assert done.returncode == 0, done.stdout
+    assert "torch 2." in done.stdout
+    broken = STUDY.replace("arithmetic-1m", "arithmetic-2m")
+    (project / "studies.py").write_text(broken)
+    done = workbench("doctor", "studies.py", cwd=project)
+    assert done.returncode == 1
+    assert "MISSING  one: studies.py" in done.stdout

@@ -1,0 +1,550 @@
+"""Exact bias and variance of estimators, on policies small enough to enumerate every response.
+
+Nothing is sampled: expectations are sums over all responses, and over all groups of them, in
+float64. It is the oracle that measurements on real models are held against, and a laboratory by
+itself:
+
+    world = exact.World(questions=2, vocabulary=3, horizon=3)
+    policy = exact.Tabular(world)
+    exact.moments(upge.rloo(), policy, policy.random(seed=0), rollouts=2)
+"""
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.func import jacrev
+
+from workbench.upge.advantages import GAE, BatchNormalized
+from workbench.upge.aggregations import PerStream
+from workbench.upge.batch import TokenBatch
+from workbench.upge.estimator import Estimator
+from workbench.upge.masks import Both, ClipCov, KeepAll, Mask, TopEntropy
+from workbench.upge.method import Method, Stream, Term, terms
+
+LIMIT = 2_000_000  # groups that are enumerated at most; beyond it is `sampled_moments`
+
+
+@dataclass(frozen=True)
+class World:
+    """Questions answered by every token sequence that ends in token 0 or reaches the horizon.
+
+    Attributes:
+        questions: how many, all equally likely.
+        vocabulary: tokens, of which 0 ends a response.
+        horizon: tokens of the longest response.
+        seed: decides rewards (binary, about `solved` of the responses) and demonstrations.
+        solved: the share of responses with reward 1; every question has at least one of either.
+    """
+
+    questions: int = 2
+    vocabulary: int = 3
+    horizon: int = 3
+    seed: int = 0
+    solved: float = 0.3
+
+    @cached_property
+    def responses(self) -> list[tuple[int, ...]]:
+        """Every response, shorter ones first."""
+        found = []
+        for length in range(1, self.horizon + 1):
+            for body in itertools.product(range(1, self.vocabulary), repeat=length - 1):
+                last = range(self.vocabulary) if length == self.horizon else (0,)
+                found += [(*body, end) for end in last]
+        return found
+
+    @cached_property
+    def trained(self) -> Tensor:
+        """bool [response, token]."""
+        lengths = torch.tensor([len(r) for r in self.responses])
+        return torch.arange(self.horizon)[None] < lengths[:, None]
+
+    @cached_property
+    def rewards(self) -> Tensor:
+        """float64 [question, response], 0 or 1."""
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (self.questions, len(self.responses))
+        solved = torch.rand(shape, generator=generator, dtype=torch.float64)
+        order = solved.argsort(dim=1).argsort(dim=1)
+        count = min(max(1, round(self.solved * shape[1])), shape[1] - 1)
+        return (order < count).double()
+
+    @cached_property
+    def demonstrators(self) -> Tensor:
+        """The behaviour policy: float64 [question, response], probabilities of solved responses."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        raw = torch.rand(self.rewards.shape, generator=generator, dtype=torch.float64)
+        raw = raw * self.rewards
+        return raw / raw.sum(dim=1, keepdim=True)
+
+    @cached_property
+    def prefixes(self) -> list[tuple[int, ...]]:
+        """Every prefix that a token can follow."""
+        bodies = (range(1, self.vocabulary),)
+        return [p for t in range(self.horizon) for p in itertools.product(*(bodies * t))]
+
+    @cached_property
+    def prefix_index(self) -> Tensor:
+        """int [response, token]: the prefix before each token; 0 beyond the end."""
+        place = {prefix: i for i, prefix in enumerate(self.prefixes)}
+        rows = [
+            [place[r[:t]] if t < len(r) else 0 for t in range(self.horizon)] for r in self.responses
+        ]
+        return torch.tensor(rows)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """int [response, token], 0 beyond the end."""
+        width = self.horizon
+        return torch.tensor([[*r, *([0] * (width - len(r)))] for r in self.responses])
+
+
+class Policy(Protocol):
+    """A softmax policy over the world's responses with a flat parameter vector."""
+
+    world: World
+
+    def logits(self, theta: Tensor) -> Tensor:
+        """[question, prefix, vocabulary] of parameters [parameter]."""
+        ...
+
+    def random(self, seed: int, scale: float = 1.0) -> Tensor:
+        """Parameters drawn from a normal distribution, float64 [parameter]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tabular:
+    """A free logit for every question, prefix and token."""
+
+    world: World
+
+    def logits(self, theta: Tensor) -> Tensor:
+        world = self.world
+        return theta.view(world.questions, len(world.prefixes), world.vocabulary)
+
+    def random(self, seed: int, scale: float = 1.0) -> Tensor:
+        world = self.world
+        size = world.questions * len(world.prefixes) * world.vocabulary
+        return _normal(size, seed, scale)
+
+
+@dataclass(frozen=True)
+class Neural:
+    """One hidden layer over one-hot question and prefix: parameters shared by all questions."""
+
+    world: World
+    width: int = 4
+
+    def logits(self, theta: Tensor) -> Tensor:
+        features = self._features
+        into = features.shape[-1] * self.width
+        first, second = theta[:into], theta[into:]
+        hidden = torch.tanh(features @ first.view(-1, self.width))
+        return hidden @ second.view(self.width, self.world.vocabulary)
+
+    def random(self, seed: int, scale: float = 1.0) -> Tensor:
+        size = self.width * (self._features.shape[-1] + self.world.vocabulary)
+        return _normal(size, seed, scale)
+
+    @property
+    def _features(self) -> Tensor:
+        """[question, prefix, feature]: question, last token, first token, length, constant."""
+        world = self.world
+        rows = []
+        for question in range(world.questions):
+            for prefix in world.prefixes:
+                row = [float(q == question) for q in range(world.questions)]
+                for token in (prefix[-1:], prefix[:1]):
+                    row += [float(token == (v,)) for v in range(1, world.vocabulary)]
+                rows.append([*row, len(prefix) / world.horizon, 1.0])
+        flat = torch.tensor(rows, dtype=torch.float64)
+        return flat.view(world.questions, len(world.prefixes), -1)
+
+
+def _normal(size: int, seed: int, scale: float) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(size, generator=generator, dtype=torch.float64)
+
+
+def token_logprobs(policy: Policy, theta: Tensor) -> Tensor:
+    """log pi of every token of every response, [question, response, token]; 0 beyond the end."""
+    world = policy.world
+    table = policy.logits(theta).log_softmax(dim=-1)
+    chosen = table[:, world.prefix_index, world.tokens]
+    return torch.where(world.trained, chosen, 0.0)
+
+
+def scores(policy: Policy, theta: Tensor) -> Tensor:
+    """grad log pi of every token, [question, response, token, parameter]."""
+    return jacrev(lambda t: token_logprobs(policy, t))(theta)  # type: ignore[return-value]
+
+
+# --- the truth ------------------------------------------------------------------------------------
+
+
+def objective(
+    policy: Policy,
+    theta: Tensor,
+    mu: float = 0.0,
+    trust: float = 0.0,
+    reference: Tensor | None = None,
+) -> Tensor:
+    """J_mu: mean over questions of E[r] - mu KL(demonstrator || pi) - trust KL(pi || reference).
+
+    The paper's eq. 3; `reference` are parameters of the same policy.
+    """
+    world = policy.world
+    log_response = token_logprobs(policy, theta).sum(dim=-1)
+    pi = log_response.exp()
+    value = (pi * world.rewards).sum(dim=1)
+    behaviour = world.demonstrators
+    divergence = torch.where(
+        behaviour > 0, behaviour * (behaviour.clamp(min=1e-300).log() - log_response), 0.0
+    ).sum(dim=1)
+    value = value - mu * divergence
+    if trust:
+        if reference is None:
+            raise ValueError(f"trust is {trust}, but there is no reference to stay near")
+        log_reference = token_logprobs(policy, reference).sum(dim=-1).detach()
+        value = value - trust * (pi * (log_response - log_reference)).sum(dim=1)
+    return value.mean()
+
+
+def true_gradient(
+    policy: Policy,
+    theta: Tensor,
+    mu: float = 0.0,
+    trust: float = 0.0,
+    reference: Tensor | None = None,
+) -> Tensor:
+    """The gradient of J_mu, [parameter]."""
+    leaf = theta.detach().clone().requires_grad_()
+    objective(policy, leaf, mu, trust, reference).backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+# --- the estimators -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The first two moments of an estimator against the true gradient.
+
+    Attributes:
+        mean: E[g], [parameter].
+        truth: the gradient of J_mu, [parameter].
+        variance: the trace of Cov[g] for one step with all questions, `rollouts` each.
+        bias_denominator: |E g - g*|^2 with the mask taken away.
+        bias_mask: |E g - E g without the mask|^2.
+    """
+
+    mean: Tensor
+    truth: Tensor
+    variance: float
+    bias_denominator: float
+    bias_mask: float
+
+    @property
+    def bias_squared(self) -> float:
+        """|E g - g*|^2."""
+        return float((self.mean - self.truth).square().sum())
+
+    @property
+    def mse(self) -> float:
+        """E |g - g*|^2."""
+        return self.bias_squared + self.variance
+
+    @property
+    def cosine(self) -> float:
+        """Of E g with the true gradient."""
+        return float(torch.cosine_similarity(self.mean, self.truth, dim=0))
+
+    @property
+    def relative_bias(self) -> float:
+        """The bias that no rescaling removes: the sine of the angle to the true gradient."""
+        return max(0.0, 1 - self.cosine**2) ** 0.5
+
+    @property
+    def scale_free_error(self) -> float:
+        """min over s of E |s g - g*|^2 / |g*|^2: what estimators of any scale are compared by."""
+        along = float(self.mean @ self.truth) ** 2
+        power = float(self.mean.square().sum()) + self.variance
+        return 1 - along / (power * float(self.truth.square().sum())) if power > 0 else 1.0
+
+    @property
+    def noise_scale(self) -> float:
+        """tr Cov / |E g|^2 (McCandlish et al. 2018), for steps of this size."""
+        return self.variance / float(self.mean.square().sum())
+
+
+def moments(
+    method: Method,
+    policy: Policy,
+    theta: Tensor,
+    *,
+    rollouts: int = 2,
+    old: Tensor | None = None,
+    mu: float = 0.0,
+) -> Moments:
+    """Bias and variance of a method's gradient, by summing over every group of responses.
+
+    Rollouts come from the policy at `old` (at `theta` unless given), one demonstration a question
+    from the world's demonstrators where the method uses them. The gradient is that of one step
+    with all questions, in the direction of ascent.
+
+    Raises:
+        ValueError: a method whose questions are not independent of one another (whitening or
+            counts over the whole step, token selections), one with auxiliary losses, or more
+            groups than can be enumerated.
+    """
+    _refuse_coupled(method)
+    world, old = policy.world, theta if old is None else old
+    gradients = scores(policy, theta)
+    current, before = token_logprobs(policy, theta), token_logprobs(policy, old)
+    plain = _without_masks(method)
+    mean = unmasked = torch.zeros_like(theta)
+    variance = 0.0
+    for question in range(world.questions):
+        groups = _groups(method, policy, before[question], question, rollouts)
+        one = (current[question], before[question], gradients[question])
+        each = _group_gradients(method, world, groups, *one) / world.questions
+        here = groups.probability @ each
+        mean = mean + here
+        variance += float(groups.probability @ each.square().sum(dim=1) - here.square().sum())
+        bare = _group_gradients(plain, world, groups, *one) / world.questions
+        unmasked = unmasked + groups.probability @ bare
+    truth = true_gradient(policy, theta, mu)
+    return Moments(
+        mean,
+        truth,
+        max(0.0, variance),
+        bias_denominator=float((unmasked - truth).square().sum()),
+        bias_mask=float((mean - unmasked).square().sum()),
+    )
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Every group of one question: which responses, and how probable, [group, member]."""
+
+    members: Tensor
+    demonstrated: int
+    rewards: Tensor
+    probability: Tensor
+
+
+def _groups(
+    method: Method, policy: Policy, before: Tensor, question: int, rollouts: int
+) -> _Groups:
+    world = policy.world
+    sampled = before.sum(dim=-1).exp()
+    axes = [torch.arange(len(sampled))] * (rollouts if method.samples_rollouts else 0)
+    weights = [sampled] * len(axes)
+    demonstrated = int(method.needs_demonstrations)
+    if demonstrated:
+        behaviour = world.demonstrators[question]
+        axes = [*axes, behaviour.nonzero()[:, 0]]
+        weights = [*weights, behaviour]
+    count = 1
+    for axis in axes:
+        count *= len(axis)
+    if count > LIMIT:
+        raise ValueError(
+            f"{count:,} groups of {rollouts} rollouts are more than the {LIMIT:,} that are "
+            "enumerated; use fewer rollouts, a smaller world, or sampled_moments"
+        )
+    members = torch.cartesian_prod(*axes).view(count, -1)
+    probability = torch.ones(count, dtype=torch.float64)
+    for column, weight in enumerate(weights):
+        probability = probability * weight[members[:, column]]
+    return _Groups(members, demonstrated, world.rewards[question], probability)
+
+
+def _group_gradients(
+    method: Method,
+    world: World,
+    groups: _Groups,
+    current: Tensor,
+    before: Tensor,
+    gradients: Tensor,
+) -> Tensor:
+    """The gradient of every group as if it were the only question, [group, parameter]."""
+    found = []
+    for members in groups.members.split(20_000):
+        count, size = members.shape
+        rows = members.flatten()
+        demonstration = torch.arange(size).repeat(count) >= size - groups.demonstrated
+        batch = TokenBatch(
+            logprobs=current[rows],
+            old_logprobs=torch.where(demonstration[:, None], current[rows], before[rows]),
+            trained=world.trained[rows],
+            rewards=torch.where(demonstration, 1.0, groups.rewards[rows]),
+            group=torch.arange(count).repeat_interleave(size),
+            demonstration=demonstration,
+            old_entropy=torch.zeros_like(current[rows]),
+        )
+        weights = token_weights(method, batch) * count  # a step averages over its questions
+        per_row = torch.einsum("rt,rtp->rp", weights, gradients[rows])
+        found.append(per_row.view(count, size, -1).sum(dim=1))
+    return torch.cat(found)
+
+
+def token_weights(method: Method, batch: TokenBatch) -> Tensor:
+    """What multiplies grad log pi of each token in the step's ascent direction, aggregated."""
+    step = method.prepare(batch)
+    everything = torch.arange(len(batch))
+    total = torch.zeros_like(batch.logprobs)
+    for term, weights in step.weighted(everything, batch.logprobs):
+        total = total + weights.weight * term.share
+    return total
+
+
+def _without_masks(method: Method) -> Method:
+    def bare(stream: Stream) -> Stream:
+        found = []
+        for term in terms(stream):
+            e = term.estimator
+            kept = Estimator(KeepAll(), e.denominator, e.advantage, e.likelihood, e.aggregation)
+            found.append(Term(kept, term.coefficient))
+        return tuple(found) or None
+
+    return Method(bare(method.rollouts), bare(method.demonstrations), method.gate)
+
+
+def _selects(mask: Mask) -> bool:
+    if isinstance(mask, Both):
+        return _selects(mask.first) or _selects(mask.second)
+    return isinstance(mask, ClipCov | TopEntropy)
+
+
+def _refuse_coupled(method: Method) -> None:
+    if method.auxiliary:
+        raise ValueError(f"auxiliary losses are not estimators of J: {method.auxiliary}")
+    for term in method.all_terms:
+        e = term.estimator
+        coupled = (
+            isinstance(e.advantage, BatchNormalized | GAE)
+            or isinstance(e.aggregation.scope, PerStream)
+            or _selects(e.mask)
+        )
+        if coupled:
+            raise ValueError(
+                f"{e} ties the questions of a step together, so its groups cannot be enumerated "
+                "question by question"
+            )
+
+
+# --- beyond what can be enumerated ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Moments by Monte Carlo, with standard errors.
+
+    Attributes:
+        mean: the average gradient, [parameter].
+        mean_error: its standard error, [parameter].
+        truth: the gradient of J_mu, [parameter].
+        bias_squared: |E g - g*|^2, unbiased, so that it can be below 0.
+        bias_squared_error: its standard error.
+        variance, variance_error: the trace of Cov[g], and its standard error.
+        samples: how many steps.
+    """
+
+    mean: Tensor
+    mean_error: Tensor
+    truth: Tensor
+    bias_squared: float
+    bias_squared_error: float
+    variance: float
+    variance_error: float
+    samples: int
+
+
+def sampled_moments(  # noqa: PLR0913 - all but the first three are named options
+    method: Method,
+    policy: Policy,
+    theta: Tensor,
+    *,
+    rollouts: int,
+    samples: int,
+    seed: int = 0,
+    old: Tensor | None = None,
+    mu: float = 0.0,
+) -> Sampled:
+    """Bias and variance of a method's gradient from `samples` independent steps.
+
+    For groups too large to enumerate and for methods that tie questions together; each sample is
+    one step with all questions.
+    """
+    world, old = policy.world, theta if old is None else old
+    gradients = scores(policy, theta)
+    current, before = token_logprobs(policy, theta), token_logprobs(policy, old)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.stack(
+        [
+            _sampled_step(method, world, current, before, gradients, rollouts, generator)
+            for _ in range(samples)
+        ]
+    )
+    truth = true_gradient(policy, theta, mu)
+    mean, off = drawn.mean(dim=0), drawn - truth
+    squares = (drawn - mean).square().sum(dim=1)
+    variance = float(squares.sum()) / (samples - 1)
+    # The U-statistic over pairs: |mean|^2 alone is too large by variance / samples.
+    total = off.sum(dim=0)
+    bias = float(total @ total - off.square().sum()) / (samples * (samples - 1))
+    influence = 2 * (off @ off.mean(dim=0) - bias)
+    return Sampled(
+        mean=mean,
+        mean_error=drawn.std(dim=0) / samples**0.5,
+        truth=truth,
+        bias_squared=bias,
+        bias_squared_error=_bias_error(influence, variance, samples),
+        variance=variance,
+        variance_error=float(squares.std()) / samples**0.5,
+        samples=samples,
+    )
+
+
+def _bias_error(influence: Tensor, variance: float, samples: int) -> float:
+    """First-order (influence) and second-order (pure noise) parts of the U-statistic's error."""
+    second = 2 * variance**2 / (samples * (samples - 1))
+    return (float(influence.var()) / samples + second) ** 0.5
+
+
+def _sampled_step(
+    method: Method,
+    world: World,
+    current: Tensor,
+    before: Tensor,
+    gradients: Tensor,
+    rollouts: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """The gradient of one step with all questions, [parameter]."""
+    count = rollouts if method.samples_rollouts else 0
+    demonstrated = int(method.needs_demonstrations)
+    questions = torch.arange(world.questions).repeat_interleave(count + demonstrated)
+    demonstration = (torch.arange(count + demonstrated) >= count).repeat(world.questions)
+    sampled = before.sum(dim=-1).exp()
+    source = torch.where(demonstration[:, None], world.demonstrators[questions], sampled[questions])
+    rows = source.multinomial(1, generator=generator)[:, 0]
+    index = (questions, rows)
+    now = current[index]
+    batch = TokenBatch(
+        logprobs=now,
+        old_logprobs=torch.where(demonstration[:, None], now, before[index]),
+        trained=world.trained[rows],
+        rewards=torch.where(demonstration, 1.0, world.rewards[index]),
+        group=questions,
+        demonstration=demonstration,
+        old_entropy=torch.zeros_like(now),
+        values=torch.zeros_like(now),
+    )
+    return torch.einsum("rt,rtp->p", token_weights(method, batch), gradients[index])
