@@ -115,7 +115,9 @@ class Runs:
 
     def _spent(self, recipe: Recipe, run: Run, cell: Cell, until: int | None = None) -> Row:
         """Cost of a run up to a step; NaN where a record does not say, so that no sum hides it."""
-        rows = [row for row in run.rows(File.METRICS) if until is None or row["step"] <= until]
+        # Step 0 is the validation before training; it costs nothing that arms differ in.
+        rows = [row for row in run.rows(File.METRICS) if row["step"] > 0]
+        rows = [row for row in rows if until is None or row["step"] <= until]
         lost = not run.path.exists()
         spent = {
             "sampled_tokens": _last(rows, "budget/sampled_tokens", lost),

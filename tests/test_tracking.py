@@ -17,13 +17,20 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from workbench import mirrored, plan, provenance, upge
+from workbench import plan, provenance, upge
 from workbench.plan import Job
 from workbench.recipe import Data, Evaluation, Recipe
 from workbench.records import new_file
 from workbench.schema import File, Tag
 from workbench.study import Study
-from workbench.tracking import Mirror, ensure_store, experiments, sqlite_path, store_uri
+from workbench.tracking import (
+    Mirror,
+    ensure_store,
+    experiments,
+    points,
+    sqlite_path,
+    store_uri,
+)
 
 RECIPE = Recipe("arithmetic-1m", Data("arithmetic"), steps=3).using(upge.sft())
 EVALUATION = Evaluation(samples=12, suites=("chain", "words"))
@@ -101,7 +108,7 @@ def runs(root: Path, name: str = "mirrored") -> list[MlflowRun]:
     return list(client(root).search_runs([identity]))
 
 
-def points(root: Path) -> list[tuple[Any, ...]]:
+def stored_points(root: Path) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(root.parent / "mlflow.db")) as connection:
         query = "select key, step, timestamp, value, is_nan from metrics order by 1, 2, 3, 4"
         return connection.execute(query).fetchall()
@@ -184,10 +191,10 @@ def test_a_replay_adds_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
     job = job_of(root)
     finish(job)
     mirror(job)
-    before = points(root)
+    before = stored_points(root)
     monkeypatch.setattr(Mirror, "_is_complete", lambda *_: False)
     assert mirror(job) == {}
-    assert points(root) == before
+    assert stored_points(root) == before
     assert len(runs(root)) == 1
 
 
@@ -216,11 +223,11 @@ def test_steps_run_again_add_no_timings_and_a_difference_raises_the_alarm(root: 
     for step, reward in ((2, 0.2), (3, 0.9)):
         row = {"step": step, "timestamp": stamps[step], "time/step": 7.0, "reward/mean": reward}
         job.run.append(File.METRICS, row)
-    assert mirrored.replay_difference(job) == 3
+    assert points.replay_difference(job) == 3
     job.run.finish({})
     evaluate(job)
     mirror(job)
-    found = [(key, step, value) for key, step, _, value, _ in points(root)]
+    found = [(key, step, value) for key, step, _, value, _ in stored_points(root)]
     assert [p for p in found if p[0] == "time/step"] == [("time/step", s, 2.0) for s in (1, 2, 3)]
     assert ("reward/mean", 2, 0.2) in found
     assert shown(root).data.tags["workbench.nondeterministic_replay"] == "step 3"
@@ -233,7 +240,7 @@ def test_an_identical_replay_raises_no_alarm(root: Path) -> None:
     for step in (2, 3):
         row = {"step": step, "timestamp": 1, "time/step": 9.0, "reward/mean": step / 10}
         job.run.append(File.METRICS, row)
-    assert mirrored.replay_difference(job) is None
+    assert points.replay_difference(job) is None
 
 
 def test_what_is_not_finite_becomes_nan_and_is_counted(root: Path) -> None:
@@ -242,7 +249,7 @@ def test_what_is_not_finite_becomes_nan_and_is_counted(root: Path) -> None:
     row = {"step": 1, "timestamp": 5, "loss/total": math.inf, "policy/entropy": math.nan}
     job.run.append(File.METRICS, {**row, "reward/mean": None, "length/all": 3})
     mirror(job)
-    found = {(key, value, bool(nan)) for key, _, _, value, nan in points(root)}
+    found = {(key, value, bool(nan)) for key, _, _, value, nan in stored_points(root)}
     assert found == {
         ("loss/total", 0.0, True),
         ("policy/entropy", 0.0, True),
@@ -278,8 +285,8 @@ def test_a_renamed_arm_is_shown_under_its_new_name_alone(root: Path) -> None:
 
 def test_long_values_are_cut_with_a_notice_and_all_parameters_arrive(root: Path) -> None:
     job = replace(job_of(root), label="x" * 7000)
-    found = mirrored.parameters(job)["label"]
-    assert len(found) == mirrored.PARAM_LIMIT
+    found = points.parameters(job)["label"]
+    assert len(found) == points.PARAM_LIMIT
     assert found.endswith("(cut; recipe.txt has all of it)")
     chain = RECIPE
     for _ in range(4):  # a recipe that starts from a recipe: some hundred fields
@@ -288,7 +295,7 @@ def test_long_values_are_cut_with_a_notice_and_all_parameters_arrive(root: Path)
     last = plan.jobs(deep, root)[-1]
     finish(last)
     assert mirror(last, deep) == {}
-    assert shown(root).data.params == mirrored.parameters(last)
+    assert shown(root).data.params == points.parameters(last)
     assert len(shown(root).data.params) > 100
 
 
@@ -399,7 +406,7 @@ def test_a_store_that_refuses_writes_stops_nothing(
         patch.setattr(MlflowClient, "log_batch", refuse)
         assert "readonly" in mirror(job)["SFT · seed 0"]
     assert mirror(job) == {}
-    assert len([p for p in points(root) if p[0] == "reward/mean"]) == 3
+    assert len([p for p in stored_points(root) if p[0] == "reward/mean"]) == 3
 
 
 def test_a_server_that_is_not_there_stops_nothing(
@@ -419,7 +426,7 @@ def test_a_store_deleted_while_we_look_is_made_and_filled_again(root: Path) -> N
     assert len(runs(root)) == 1
     (root.parent / "mlflow.db").unlink()
     assert living.close() == {}
-    assert len([p for p in points(root) if p[0] == "reward/mean"]) == 3
+    assert len([p for p in stored_points(root) if p[0] == "reward/mean"]) == 3
 
 
 def test_a_broken_record_hides_no_other_cell(root: Path) -> None:

@@ -11,7 +11,6 @@ Exit status: 0 done, 1 a cell failed or something is missing, 2 a mistake in wha
 import argparse
 import logging
 import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -333,7 +332,7 @@ def _ui(options: argparse.Namespace) -> int:
         return OK
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(options.port), "--workers", "1"]
-    return subprocess.call(command)
+    os.execv(command[0], command)  # this process becomes the server: what ends it, ends that
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -171,8 +172,21 @@ def cells_root(root: Path) -> Path:
 
 
 def run_of(root: Path, recipe: Recipe, seed: int) -> Run:
-    """The run of a recipe and a seed: the same directory for every study that has the cell."""
-    return Run(cells_root(root) / f"{slug(recipe)}-{fingerprint(recipe)[:8]}" / f"seed-{seed}")
+    """The run of a recipe and a seed: the same directory for every study that has the cell.
+
+    The hash decides: a directory whose readable part is out of date is found all the same.
+    """
+    digest = fingerprint(recipe)[:8]
+    cells = cells_root(root)
+    stamp = cells.stat().st_mtime_ns if cells.is_dir() else 0
+    name = _directories(cells, stamp).get(digest) or f"{slug(recipe)}-{digest}"
+    return Run(cells / name / f"seed-{seed}")
+
+
+@lru_cache(maxsize=8)
+def _directories(cells: Path, stamp: int) -> dict[str, str]:
+    """Names of the folder's directories by their hash, read again when the folder has changed."""
+    return {name[-8:]: name for name in os.listdir(cells)} if stamp else {}
 
 
 def run_of_cell(root: Path, cell: Cell) -> Run:

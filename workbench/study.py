@@ -13,7 +13,7 @@ from workbench.resources import Resources
 T = TypeVar("T", bound=Component)
 
 
-def grid(make: type[T] | Callable[..., T], **axes: Iterable[Any]) -> list[T]:
+def grid(make: Callable[..., T], **axes: Iterable[Any]) -> list[T]:
     """Every combination of the axes, the last one fastest, as values.
 
     >>> grid(Sampling, temperature=[0.6, 1.0], top_p=[0.95, 1.0])  # four Samplings
@@ -24,10 +24,11 @@ def grid(make: type[T] | Callable[..., T], **axes: Iterable[Any]) -> list[T]:
     """
     if not axes:
         raise ValueError("grid() needs at least one axis, such as mask=[upge.KeepAll()]")
-    known = field_names(make) if isinstance(make, type) else list(axes)
+    made: Any = make
+    known = field_names(made) if isinstance(made, type) else list(axes)
     for name in axes:
         if name not in known:
-            raise TypeError(f"{make.__name__} has no axis {name!r}; {nearest(name, known)}")
+            raise TypeError(f"{made.__name__} has no axis {name!r}; {nearest(name, known)}")
     choices = {name: list(values) for name, values in axes.items()}
     for name, values in choices.items():
         if not values:
@@ -137,7 +138,11 @@ def describe(recipe: Recipe) -> str:
 
 def differences(one: Component, other: Component) -> dict[str, tuple[str, str]]:
     """Fields, dotted, whose printed values differ between two values: what a reader must know."""
-    left, right = flatten(one), flatten(other)
+    return differing(flatten(one), flatten(other))
+
+
+def differing(left: Mapping[str, str], right: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Fields, flattened, that two values do not have in common."""
     keys = [*left, *(key for key in right if key not in left)]
     absent = "(absent)"
     pairs = {key: (left.get(key, absent), right.get(key, absent)) for key in keys}

@@ -5,6 +5,7 @@ by another process, 130 interrupted with its checkpoint saved.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -15,8 +16,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from workbench import provenance
 from workbench.recipe import Measurement
-from workbench.records import Held, Run, read_lines
+from workbench.records import Held, Run, read_lines, remove_tree
 from workbench.resources import Resources
 from workbench.schema import File
 
@@ -38,6 +40,7 @@ def main(arguments: list[str]) -> int:
     run = Run(options.run.resolve())
     try:
         with run.claim():
+            provenance.record(run)
             return _work(run, options)
     except Held as error:
         log.warning("%s", error)
@@ -93,6 +96,9 @@ def _complete(
     torch.set_num_threads(resources.threads)
     if not run.finished:
         _train(run, resources, keep, stopping)
+    lost = [step for step in keep if not run.checkpoint_path(step).exists()]
+    if lost:
+        _make_again(run, resources, lost, stopping)
     missing = [m for m in measurements if not run.evaluation_path(m).exists()]
     if missing:
         _measure(run, resources, missing, stopping)
@@ -122,6 +128,24 @@ def _train(run: Run, resources: Resources, keep: list[int], stopping: _Stopping)
             "ended": int(time.time() * 1000),
         }
     )
+
+
+def _make_again(run: Run, resources: Resources, steps: list[int], stopping: _Stopping) -> None:
+    """Makes checkpoints that a finished run did not keep, by training it again, aside."""
+    from workbench.training.loop import Interrupted, train
+    from workbench.training.trainer import open_trainer
+
+    aside = Run(run.path.with_name(f".again-{run.path.name}"))
+    aside.create(run.recipe(), run.seed)
+    trainer = open_trainer(aside, resources)
+    log.info("training %s again for the checkpoints of steps %s", run.path, steps)
+    with contextlib.suppress(Interrupted):
+        train(trainer, aside, steps, lambda: stopping() or trainer.progress.step >= max(steps))
+    if trainer.progress.step < max(steps):
+        raise Interrupted(f"stopped at step {trainer.progress.step} of {max(steps)}")
+    for step in steps:
+        os.replace(aside.checkpoint_path(step), run.checkpoint_path(step))
+    remove_tree(aside.path)
 
 
 def _measure(

@@ -581,3 +581,47 @@ def test_auxiliaries_say_what_they_need() -> None:
 
 def test_a_bare_estimator_trains_rollouts_only() -> None:
     assert Estimator().as_method() == Method(rollouts=Estimator())
+
+
+# --- losses beside the estimator ------------------------------------------------------------------
+
+
+def auxiliary_loss(auxiliary: upge.Auxiliary, batch: TokenBatch) -> list[Tensor]:
+    """Value and gradients by log-probabilities, entropy and values of the auxiliary part alone."""
+    method = Method(demonstrations=upge.sft().demonstrations, auxiliary=(auxiliary,))
+
+    def part(batch: TokenBatch, entropy: Tensor, values: Tensor) -> Tensor:
+        current = upge.Current(batch.logprobs, entropy, values)
+        return method.prepare(batch).losses(torch.arange(len(batch)), current)["auxiliary"]
+
+    return value_and_gradients(part, batch)
+
+
+@pytest.mark.parametrize("demonstrations", [False, True])
+def test_the_entropy_bonus_is_a_mean_over_its_tokens(demonstrations: bool) -> None:
+    tokens = BATCH.trained & (~BATCH.demonstration | demonstrations)[:, None]
+    by_entropy = auxiliary_loss(upge.EntropyBonus(0.5, demonstrations), BATCH)[2]
+    assert distance([by_entropy], [-0.5 * tokens.double() / tokens.sum()]) < 1e-12
+
+
+DIVERGENCES = {  # of log(pi / reference)
+    upge.K1(): lambda x: x,
+    upge.K2(): lambda x: x**2 / 2,
+    upge.K3(): lambda x: torch.exp(-x) - 1 + x,
+}
+
+
+@pytest.mark.parametrize("to_base", [False, True])
+@pytest.mark.parametrize("estimator", DIVERGENCES, ids=str)
+def test_the_kl_penalty_is_a_mean_over_rollout_tokens(
+    estimator: upge.Divergence, to_base: bool
+) -> None:
+    tokens = BATCH.trained & ~BATCH.demonstration[:, None]
+
+    def expected(batch: TokenBatch, entropy: Tensor, values: Tensor) -> Tensor:
+        reference = batch.base_logprobs if to_base else batch.old_logprobs
+        assert reference is not None
+        return 0.3 * DIVERGENCES[estimator]((batch.logprobs - reference)[tokens]).mean()
+
+    ours = auxiliary_loss(upge.KLPenalty(0.3, estimator, to_base), BATCH)
+    assert distance(ours, value_and_gradients(expected, BATCH)) < 1e-12

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import cache
 from math import inf, nan
 
 import pytest
@@ -14,6 +15,14 @@ from workbench import upge
 from workbench.upge import Method, TokenBatch
 
 BATCH = ordinary(seed=7, step=3)
+
+
+@cache
+def expected_of(method: Method) -> list[Tensor]:
+    """The loss of the whole step at once, and its gradients."""
+    return value_and_gradients(method.loss, BATCH)
+
+
 every_method = pytest.mark.parametrize("method", ACTING.values(), ids=ACTING)
 
 
@@ -48,7 +57,7 @@ def splits(rows: int) -> list[list[Tensor]]:
 
 @every_method
 def test_losses_of_any_split_of_the_rows_add_up(method: Method) -> None:
-    whole = value_and_gradients(method.loss, BATCH)
+    whole = expected_of(method)
     for parts in splits(len(BATCH)):
         assert distance(value_and_gradients(split_loss(method, parts), BATCH), whole) < 1e-12
 
@@ -95,7 +104,7 @@ def test_what_is_not_trained_does_not_matter(method: Method, left: bool) -> None
     }
     trained = padded(BATCH.trained, torch.zeros(len(GARBAGE)), left)
     batch = replace(BATCH, trained=trained, **wide)
-    expected = value_and_gradients(method.loss, BATCH)
+    expected = expected_of(method)
     ours = value_and_gradients(method.loss, batch)
     inner = slice(len(GARBAGE), None) if left else slice(None, -len(GARBAGE))
     assert distance([ours[0], *(g[:, inner] for g in ours[1:])], expected) < 1e-12
@@ -109,7 +118,7 @@ def test_what_is_not_trained_does_not_matter(method: Method, left: bool) -> None
 
 @every_method
 def test_the_order_of_rows_does_not_matter(method: Method) -> None:
-    expected = value_and_gradients(method.loss, BATCH)
+    expected = expected_of(method)
     generator = torch.Generator().manual_seed(1)
     for _ in range(2):
         order = torch.randperm(len(BATCH), generator=generator)
@@ -122,7 +131,7 @@ def test_the_order_of_rows_does_not_matter(method: Method) -> None:
 def test_the_names_of_groups_do_not_matter(method: Method) -> None:
     if "ClipCov" in str(method):
         return  # its draw is seeded by the question's id
-    expected = value_and_gradients(method.loss, BATCH)
+    expected = expected_of(method)
     for names in ((0, 1, 2, 3), (90, 4, 71, 2)):
         batch = replace(BATCH, group=torch.tensor(names)[BATCH.question])
         assert distance(value_and_gradients(method.loss, batch), expected) < 1e-12
@@ -158,4 +167,4 @@ def test_float32_agrees_with_float64(method: Method) -> None:
     assert all(each.dtype == torch.float32 for each in ours)
     if "ClipCov" in str(method):
         return  # its draw reads the bits of log pi_old
-    assert distance(ours, value_and_gradients(method.loss, BATCH)) < 1e-4
+    assert distance(ours, expected_of(method)) < 1e-4

@@ -184,7 +184,7 @@ class GAE(Advantage):
         return whitened(advantage, rollouts) if self.whiten else advantage
 
     def plain(self, batch: TokenBatch) -> PerToken:
-        """The estimate before whitening; plus the values, it is what a value head should predict."""
+        """The estimate before whitening; plus the values, what a value head should predict."""
         if batch.values is None:
             raise ValueError(
                 "GAE reads TokenBatch.values, which is not given: it needs a value head"

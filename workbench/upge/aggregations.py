@@ -68,7 +68,7 @@ class Aggregation(Component):
     scope = PerQuestion()
 
     def __call__(self, batch: TokenBatch, stream: PerSequence, gate: PerSequence) -> PerToken:
-        """Shares [sequence, token], 0 outside the stream; `gate` is the gate's weight of each row."""
+        """Shares [sequence, token], 0 outside the stream; `gate` is the weight of each row."""
         over = self.scope(batch, self.counted(batch), stream, gate)
         rows = torch.where(stream, 1 / over.clamp(min=1), 0) * self.within(batch)
         return rows[:, None] * batch.trained

@@ -5,8 +5,9 @@ other is. Rows refer to Table 1 of "Towards a Unified View of LLM Post-Training"
 """
 
 from collections.abc import Callable
+from functools import cache, lru_cache
 
-from workbench.study import differences
+from workbench.study import differing, flatten
 from workbench.upge.advantages import (
     GAE,
     Advantage,
@@ -274,9 +275,17 @@ NAMED: dict[str, Callable[[], Method]] = {
 }  # fmt: skip
 
 
+@cache
+def _published() -> dict[str, dict[str, str]]:
+    """The fields of every named method with its defaults, by name."""
+    return {name: flatten(make()) for name, make in NAMED.items()}
+
+
+@lru_cache(maxsize=4096)
 def name_of(method: Method) -> str:
     """The published name, with what differs from it where little does; else the components."""
-    distance = {name: differences(make(), method) for name, make in NAMED.items()}
+    fields = flatten(method)
+    distance = {name: differing(known, fields) for name, known in _published().items()}
     name = min(distance, key=lambda each: len(distance[each]))
     changed = distance[name]
     if not changed:

@@ -1,15 +1,12 @@
 """The mirror of run directories in MLflow: it can be replayed, and it never stops training.
 
-The only file that imports mlflow, and only once it talks to it. A point is stored with the
-timestamp of its record, so that showing it again adds nothing; MLflow runs are found by tags.
+A point is stored with the timestamp of its record, so that showing it again adds nothing; MLflow
+runs are found by tags. MLflow is imported only once the mirror talks to it.
 """
 
-import contextlib
 import fcntl
 import json
 import logging
-import os
-import sqlite3
 import tempfile
 import threading
 import time
@@ -17,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import quote, unquote
 
 from workbench.identity import fingerprint
 from workbench.launch.follow import Follow
@@ -25,6 +21,15 @@ from workbench.plan import Job, Status, status
 from workbench.records import read_json
 from workbench.schema import File, Tag
 from workbench.study import Study
+from workbench.tracking.store import (
+    ensure_store,
+    forget_connections,
+    is_there,
+    prepare_mlflow,
+    set_defaults,
+    sqlite_path,
+    store_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,103 +45,6 @@ TERMINAL = {
     "interrupted": "KILLED",
 }
 BATCH_METRICS, BATCH_PARAMS = 1000, 100  # the most that one MLflow request takes
-
-# Our processes report nothing to anyone unless asked to, and an unreachable server is given up
-# after seconds, not minutes: the mirror tries again later anyway.
-DEFAULTS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-}
-
-
-def set_defaults() -> None:
-    """Sets what MLflow reads from the environment, where the user has not."""
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
-
-
-# --- the store ------------------------------------------------------------------------------------
-
-
-def store_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI, or `mlflow.db` beside the tracking folder: MLflow's own default."""
-    chosen = os.environ.get("MLFLOW_TRACKING_URI")
-    return chosen or f"sqlite:///{quote(str(root.resolve().parent / 'mlflow.db'))}"
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a SQLite store; None for other stores."""
-    prefix = "sqlite:///"
-    return Path(unquote(uri.removeprefix(prefix))) if uri.startswith(prefix) else None
-
-
-def ensure_store(uri: str, root: Path) -> None:
-    """Makes a SQLite store that is not there, whole or not at all.
-
-    Two processes that make its tables at once, or one that is killed meanwhile, leave a store that
-    never works again: so it is made under another name, by one process, and renamed into place.
-    """
-    path = sqlite_path(uri)
-    if path is None or _is_there(path):
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _is_there(path):
-            return
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-        temporary.unlink(missing_ok=True)
-        try:
-            _make_tables(temporary, root)
-            os.replace(temporary, path)
-        finally:
-            for leftover in path.parent.glob(f"{temporary.name}*"):
-                leftover.unlink(missing_ok=True)
-
-
-def _is_there(path: Path) -> bool:
-    return path.exists() and (path.is_dir() or path.stat().st_size > 0)
-
-
-def _make_tables(path: Path, root: Path) -> None:
-    _prepare_mlflow()
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    store = SqlAlchemyStore(f"sqlite:///{quote(str(path))}", str(root.resolve()))
-    store.engine.dispose()
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        # Readers (the UI) and the writer then do not wait for each other; the file remembers it.
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-
-def _forget_connections(uri: str) -> None:
-    """Drops open connections to a file that was replaced: writes to it succeed and reach nobody."""
-    if sqlite_path(uri) is None:
-        return
-    _prepare_mlflow()
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    engine = SqlAlchemyStore._engine_map.get(uri)
-    if engine is not None:
-        engine.dispose()
-
-
-def _prepare_mlflow() -> None:
-    """Keeps MLflow's notices of its set-up off the terminal, and its patience in seconds.
-
-    A database that does not open is tried ten times with a doubling pause: for minutes.
-    """
-    from mlflow.store.db import utils
-
-    utils.MAX_RETRY_COUNT = 3
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-# --- the mirror -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -263,9 +171,9 @@ class Mirror:
             return True
         if not self._claim():
             return False
-        _forget_connections(self.uri)
+        forget_connections(self.uri)
         ensure_store(self.uri, self.root)
-        _prepare_mlflow()
+        prepare_mlflow()
         from mlflow import MlflowClient
 
         client = MlflowClient(self.uri)
@@ -278,7 +186,7 @@ class Mirror:
 
     def _store_is_gone(self) -> bool:
         path = sqlite_path(self.uri)
-        return path is not None and not _is_there(path)
+        return path is not None and not is_there(path)
 
     def _claim(self) -> bool:
         """One mirror a study: two would each make a run for the same cell."""
@@ -326,7 +234,7 @@ class Mirror:
     # --- one job ---
 
     def _is_complete(self, job: Job) -> bool:
-        from workbench.mirrored import evaluation_identity
+        from workbench.tracking.points import evaluation_identity
 
         shown = self._shown.get(_key(job))
         if shown is None or not job.done or self._is_outdated(job, shown):
@@ -336,19 +244,19 @@ class Mirror:
 
     def _is_outdated(self, job: Job, shown: Shown) -> bool:
         """Whether it shows what cannot be changed in MLflow: another label, another evaluation."""
-        from workbench.mirrored import evaluation_identity
+        from workbench.tracking.points import evaluation_identity
 
         evaluation = shown.tags.get(Tag.EVALUATION, evaluation_identity(job))
         return shown.tags.get(Tag.LABEL) != job.label or evaluation != evaluation_identity(job)
 
     def _push(self, job: Job) -> None:
-        from workbench import mirrored
+        from workbench.tracking import points
 
         now = status(job)
         follow = self._follows.setdefault(job.run.path, Follow(job.run.path / File.METRICS))
         rows = follow.rows()
         shown = self._show(job)
-        found = [point for row in rows for point in mirrored.points(row, shown.timed_until)]
+        found = [point for row in rows for point in points.points(row, shown.timed_until)]
         self._log_points(shown.id, found)
         shown.timed_until = max([shown.timed_until, *(row["step"] for row in rows)])
         if now.kind in TERMINAL:
@@ -364,7 +272,7 @@ class Mirror:
 
     def _show(self, job: Job) -> Shown:
         """The MLflow run of a job, made if it is not there, with all its parameters."""
-        from workbench import mirrored
+        from workbench.tracking import points
 
         shown = self._shown.get(_key(job))
         if shown is not None and self._is_outdated(job, shown):
@@ -386,7 +294,7 @@ class Mirror:
             history = self._api.get_metric_history(shown.id, "time/step")
             shown.timed_until = max((point.step for point in history), default=-1)
         self._shown[_key(job)] = shown
-        self._log_params(shown, mirrored.parameters(job))
+        self._log_params(shown, points.parameters(job))
         return shown
 
     def _log_params(self, shown: Shown, params: dict[str, str]) -> None:
@@ -406,7 +314,7 @@ class Mirror:
 
     def _settle(self, job: Job, shown: Shown, now: Status, *, changed: bool) -> None:
         """Ends the MLflow run as the directory says it ended, with its artifacts."""
-        from workbench import mirrored
+        from workbench.tracking import points
 
         outcome = now.kind if now.kind == "finished" else f"{now.kind}: {now.detail}"[:5000]
         if not changed and shown.tags.get(Tag.OUTCOME) == outcome != "finished":
@@ -414,9 +322,9 @@ class Mirror:
         tags = {Tag.OUTCOME: outcome, **_commit_tags(job)}
         if now.kind == "finished":
             # Before the points: if these stop half-way, the tag says which evaluation they are of.
-            self._set_tags(shown, {Tag.EVALUATION: mirrored.evaluation_identity(job)})
-            self._log_points(shown.id, mirrored.evaluation_points(job))
-        difference = mirrored.replay_difference(job)
+            self._set_tags(shown, {Tag.EVALUATION: points.evaluation_identity(job)})
+            self._log_points(shown.id, points.evaluation_points(job))
+        difference = points.replay_difference(job)
         if difference is not None:
             tags[NONDETERMINISTIC] = f"step {difference}"
         tags |= self._log_artifacts(job, shown)
@@ -427,13 +335,13 @@ class Mirror:
             self.complete.add(job.run.path)
 
     def _log_artifacts(self, job: Job, shown: Shown) -> dict[str, str]:
-        from workbench import mirrored
+        from workbench.tracking import points
 
         with tempfile.TemporaryDirectory() as folder:
-            mirrored.write_artifacts(job, Path(folder))
+            points.write_artifacts(job, Path(folder))
             self._api.log_artifacts(shown.id, folder)
-            has_table = (Path(folder) / mirrored.ROLLOUTS_TABLE).exists()
-        table = [{"path": mirrored.ROLLOUTS_TABLE, "type": "table"}]
+            has_table = (Path(folder) / points.ROLLOUTS_TABLE).exists()
+        table = [{"path": points.ROLLOUTS_TABLE, "type": "table"}]
         return {"mlflow.loggedArtifacts": json.dumps(table)} if has_table else {}
 
     def _set_tags(self, shown: Shown, tags: dict[str, str]) -> None:
@@ -443,19 +351,6 @@ class Mirror:
         if new:
             self._api.log_batch(shown.id, tags=[RunTag(key, value) for key, value in new.items()])
             shown.tags |= new
-
-
-def experiments(uri: str, names: Sequence[str]) -> dict[str, str]:
-    """Identities of the studies' experiments, where they are in the store."""
-    path = sqlite_path(uri)
-    if path is not None and not _is_there(path):
-        return {}
-    _prepare_mlflow()
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri)
-    found = {name: client.get_experiment_by_name(name) for name in names}
-    return {name: each.experiment_id for name, each in found.items() if each is not None}
 
 
 def _has_begun(job: Job) -> bool:

@@ -1,0 +1,115 @@
+"""Where MLflow keeps its runs: a store that is made whole or not at all, and its environment."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+# Our processes report nothing to anyone unless asked to, and an unreachable server is given up
+# after seconds, not minutes: the mirror tries again later anyway.
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+def set_defaults() -> None:
+    """Sets what MLflow reads from the environment, where the user has not."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def store_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI, or `mlflow.db` beside the tracking folder: MLflow's own default."""
+    chosen = os.environ.get("MLFLOW_TRACKING_URI")
+    return chosen or f"sqlite:///{quote(str(root.resolve().parent / 'mlflow.db'))}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite store; None for other stores."""
+    prefix = "sqlite:///"
+    return Path(unquote(uri.removeprefix(prefix))) if uri.startswith(prefix) else None
+
+
+def ensure_store(uri: str, root: Path) -> None:
+    """Makes a SQLite store that is not there, whole or not at all.
+
+    Two processes that make its tables at once, or one that is killed meanwhile, leave a store that
+    never works again: so it is made under another name, by one process, and renamed into place.
+    """
+    path = sqlite_path(uri)
+    if path is None or is_there(path):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if is_there(path):
+            return
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+        temporary.unlink(missing_ok=True)
+        try:
+            _make_tables(temporary, root)
+            os.replace(temporary, path)
+        finally:
+            for leftover in path.parent.glob(f"{temporary.name}*"):
+                leftover.unlink(missing_ok=True)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a store is there; an empty file is none."""
+    return path.exists() and (path.is_dir() or path.stat().st_size > 0)
+
+
+def _make_tables(path: Path, root: Path) -> None:
+    prepare_mlflow()
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    store = SqlAlchemyStore(f"sqlite:///{quote(str(path))}", str(root.resolve()))
+    store.engine.dispose()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        # Readers (the UI) and the writer then do not wait for each other; the file remembers it.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def forget_connections(uri: str) -> None:
+    """Drops open connections to a file that was replaced: writes to it succeed and reach nobody."""
+    if sqlite_path(uri) is None:
+        return
+    prepare_mlflow()
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    engine = SqlAlchemyStore._engine_map.get(uri)
+    if engine is not None:
+        engine.dispose()
+
+
+def prepare_mlflow() -> None:
+    """Keeps MLflow's notices of its set-up off the terminal, and its patience in seconds.
+
+    A database that does not open is tried ten times with a doubling pause: for minutes.
+    """
+    from mlflow.store.db import utils
+
+    utils.MAX_RETRY_COUNT = 3
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def experiments(uri: str, names: Sequence[str]) -> dict[str, str]:
+    """Identities of the studies' experiments, where they are in the store."""
+    path = sqlite_path(uri)
+    if path is not None and not is_there(path):
+        return {}
+    prepare_mlflow()
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    found = {name: client.get_experiment_by_name(name) for name in names}
+    return {name: each.experiment_id for name, each in found.items() if each is not None}
