@@ -145,8 +145,8 @@ def _conform_tuple(value: Any, arguments: tuple[Any, ...]) -> Any:
 
 
 def _number(value: float) -> Any:
-    """One form per number: -0.0 is 0.0; a NaN equals nothing, itself included, so it is refused."""
-    return _MISFIT if math.isnan(value) else value + 0.0
+    """One form per number: -0.0 is 0.0; NaN and infinities have no JSON form and are refused."""
+    return value + 0.0 if math.isfinite(value) else _MISFIT
 
 
 def _misfit(component: Component, name: str, expected: Any) -> str:

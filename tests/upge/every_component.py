@@ -92,7 +92,9 @@ def concrete() -> set[type[Component]]:
 _OLD = upge.OldPolicy()
 # What a component of each kind acts in; the first kind that fits.
 ACTS_IN: dict[type[Component], Callable[[Any], Component]] = {
-    Estimator: lambda value: Method(rollouts=value, demonstrations=value),
+    Estimator: lambda value: Method(
+        rollouts=value, demonstrations=None if value.needs_values else value
+    ),
     Term: lambda value: Method(rollouts=(value,), demonstrations=(Term(_IMITATION), value)),
     upge.EntropyWeight: lambda value: Term(Estimator(_CLIP, _OLD), value),
     upge.Mask: lambda value: Estimator(value, _OLD),

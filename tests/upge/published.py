@@ -305,7 +305,7 @@ def rloo(batch: TokenBatch) -> Tensor:
 
 
 def reinforce_pp(batch: TokenBatch, baseline: bool = False) -> Tensor:
-    return token_mean(batch, ppo_clip(), whitened_rewards(batch, baseline))
+    return batch_token_mean(batch, ppo_clip(), whitened_rewards(batch, baseline))
 
 
 def ppo(
@@ -413,10 +413,11 @@ def luffy(
     batch: TokenBatch,
     offline: TokenLoss = shaped,
     scores: Callable[..., Scores] = normalized,
-    online: TokenLoss = importance,
+    online: TokenLoss | None = None,
     constant: int | None = None,
 ) -> Tensor:
-    """1/Z (sum over demonstrations of f(pi) A + sum over rollouts of r A), one group of both."""
+    """1/Z (sum over demonstrations of f(pi) A + sum over rollouts of clip(r, A)), one group."""
+    online = online or ppo_clip()
     A = by_group(batch, lambda b, q: scores(b, q, together=True))
 
     def of_one(q: Question) -> Tensor:
@@ -510,7 +511,8 @@ def hpt(
         found += [sft_coefficient * mean_loss for _ in range(sft_passes)]
     if entropy_bonus:
         assert entropy is not None
-        here = [entropy[i, t] for i, t in pairs(batch, list(range(len(batch))))]
+        kept = [i for q in asked for i in (q.demonstrations if q in gated else q.rollouts)]
+        here = [entropy[i, t] for i, t in pairs(batch, kept)]
         found.append(-entropy_bonus * ratio(total(batch, here), len(here)))
     return total(batch, found)
 

@@ -51,7 +51,8 @@ class PerStream(Scope):
     """Means are over those rows of the stream, in the whole step, that the gate lets through.
 
     The stream keeps its total weight with one question gated as with all: another algorithm than
-    `PerQuestion`, and what codebases do that divide by a global token count.
+    `PerQuestion`, and what codebases do that divide by a global token count. A row counts whole
+    whatever its weight by a soft gate, as long as it is not 0.
     """
 
     def __call__(

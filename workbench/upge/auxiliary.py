@@ -51,6 +51,9 @@ class EntropyBonus(Auxiliary):
     coefficient: float
     demonstrations: bool = False
 
+    def check(self) -> None:
+        require(self.coefficient >= 0, self, "coefficient", "at least 0")
+
     def tokens(self, batch: TokenBatch) -> TokenMask:
         return batch.trained if self.demonstrations else super().tokens(batch)
 
@@ -94,7 +97,8 @@ class K3(Divergence):
 class KLPenalty(Auxiliary):
     """`coefficient` times the mean token KL to the old policy, or to the base model.
 
-    GRPO's eq. 4 is `KLPenalty(0.04, K3(), to_base=True)`.
+    GRPO's coefficient is 0.04, with K3 to the base, inside its sequence means (eq. 3); this is the
+    mean over the tokens of the step.
     """
 
     coefficient: float

@@ -55,6 +55,9 @@ class TokenBatch:
             object.__setattr__(self, "correct", self.rewards > 0)
         if self.logprobs.ndim != 2:
             raise ValueError(f"logprobs is [sequence, token], got shape {_shape(self.logprobs)}")
+        if self.logprobs.dtype not in (torch.float32, torch.float64):
+            # Counts of tokens take its dtype, and half precision cannot count to 1,000.
+            raise ValueError(f"logprobs must be float32 or float64, got {self.logprobs.dtype}")
         sequences = self.logprobs.shape[0]
         for name in (*_PER_TOKEN, *_PER_SEQUENCE):
             value = getattr(self, name)

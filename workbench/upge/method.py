@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from workbench.identity import Component
 from workbench.recipe import Objective, require
 from workbench.upge.advantages import GAE
 from workbench.upge.auxiliary import Auxiliary, Current
-from workbench.upge.batch import PerQuestion, PerSequence, PerToken, TokenBatch
+from workbench.upge.batch import PerQuestion, PerSequence, PerToken, TokenBatch, TokenMask
 from workbench.upge.estimator import Estimator, Weights
 from workbench.upge.gates import Gate, Open
 
@@ -82,6 +83,13 @@ class Method(Objective):
             raise ValueError(
                 f"Method.gate is {self.gate}, but there is only one stream to give questions to"
             )
+
+        for term in terms(self.demonstrations):
+            if term.estimator.needs_values:
+                raise ValueError(
+                    f"{term.estimator.advantage} needs values, which are of sampled responses; "
+                    "demonstrations take upge.Ones() or a group advantage"
+                )
 
     # --- what a step of it needs ---
 
@@ -263,16 +271,22 @@ class Step:
         for term in self.terms:
             tokens |= (term.share * term.selected * term.advantage) != 0
         for auxiliary in self.method.auxiliary:
-            tokens |= auxiliary.tokens(self.batch)
+            tokens |= self._tokens(auxiliary)
         return tokens.any(dim=1)
 
+    def _tokens(self, auxiliary: Auxiliary) -> TokenMask:
+        """An auxiliary loss's tokens: none of rows that the gate takes out of the step."""
+        question, demonstration = self.batch.question, self.batch.demonstration
+        gate = torch.where(demonstration, self.beta[question], self.alpha[question])
+        return auxiliary.tokens(self.batch) & (gate != 0)[:, None]
+
     def _auxiliary(self, auxiliary: Auxiliary, rows: Tensor, current: Current) -> Tensor:
-        tokens = auxiliary.tokens(self.batch)
+        tokens = self._tokens(auxiliary)
         returns = None if self.returns is None else self.returns[rows]
         per_token = auxiliary(self.batch.rows(rows), current, returns)
         return torch.where(tokens[rows], per_token, 0.0).sum() / tokens.sum().clamp(min=1)
 
-    @property
+    @cached_property
     def returns(self) -> PerToken | None:
         """What a value head should predict [sequence, token], where the method has one."""
         for term in self.terms:

@@ -4,7 +4,7 @@ Where papers and codebases disagree, the default is the paper's and the argument
 other is. Rows refer to Table 1 of "Towards a Unified View of LLM Post-Training" (2509.04419).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
 
 from workbench.study import differing, flatten
@@ -73,9 +73,9 @@ def rloo(aggregation: Aggregation = ConstantLength(1)) -> Method:
 def reinforce_pp(
     centred_by_group: bool = False,
     mask: Mask = RatioClip(0.2),
-    aggregation: Aggregation = TokenMean(),
+    aggregation: Aggregation = TokenMean(PerStream()),
 ) -> Method:
-    """REINFORCE++ (Hu et al. 2025): rewards whitened over the batch, PPO's clip.
+    """REINFORCE++ (Hu et al. 2025): rewards whitened over the optimizer step, PPO's clip.
 
     `centred_by_group=True` is REINFORCE++-baseline.
     """
@@ -130,11 +130,12 @@ def dapo(low: float = 0.2, high: float = 0.28, aggregation: Aggregation = TokenM
     return grpo(RatioClip(low, high), aggregation=aggregation)
 
 
-def cispo(cap: float = 5.0, aggregation: Aggregation = TokenMean(PerStream())) -> Method:
+def cispo(cap: float = 5.0, aggregation: Aggregation = TokenMean()) -> Method:
     """CISPO (MiniMax-M1, 2025, eq. 4-5): the ratio, capped, as a detached weight on log pi.
 
     Row: pi_ref = pi_old. `cap` is a ratio and not a distance from 1: the original leaves its value
-    open, open-instruct takes 1.272, TRL recommends 5.
+    open, open-instruct takes 1.272, TRL recommends 5. Codebases take the token mean over the whole
+    step: `TokenMean(PerStream())`.
     """
     return Method(
         rollouts=Estimator(KeepAll(), Capped(cap), GroupNormalized(), aggregation=aggregation)
@@ -159,14 +160,15 @@ def sapo(positive: float = 1.0, negative: float = 1.05) -> Method:
 def luffy(
     likelihood: Likelihood = Shaped(0.1),
     advantage: Advantage = GroupNormalized(with_demonstrations=True),
-    mask: Mask = KeepAll(),
+    mask: Mask = RatioClip(0.2),
     aggregation: Aggregation = TokenMean(PerGroup()),
 ) -> Method:
     """LUFFY (Yan et al. 2025): the demonstration is one more member of the group, policy-shaped.
 
     Row (offline part): pi_ref = 1, z-score over rollouts and demonstration together, no mask,
-    f(pi) = pi / (pi + 0.1). Use 7 rollouts a question. The released code centres without the std
-    (`GroupCentered(with_demonstrations=True)`) and divides by a constant length
+    f(pi) = pi / (pi + 0.1). Use 7 rollouts a question. The released code does not clip rollouts
+    (`KeepAll()`), centres without the std (`GroupCentered(with_demonstrations=True)`) and divides
+    by a constant length
     (`ConstantLength(8192, PerGroup())`); `likelihood=Plain()` is its ablation.
     """
     return Method(
@@ -224,10 +226,12 @@ def hpt_released(
     """Hybrid Post-Training as the released code computes it, which departs from the text.
 
     Rewards are centred without the std; no clip; RL tokens are summed over a rank's
-    `sequences_per_rank` and divided by the fixed `length` (8192), not by the batch. The SFT term is
+    `sequences_per_rank` (rollouts times questions, by ranks, before the gate) and divided by the
+    fixed `length` (8192), not by the batch. The SFT term is
     a token mean over the gated questions only, added once for every micro-batch that holds
     demonstrations: `sft_passes` makes that number, there a consequence of a memory setting,
-    explicit. `sft_coefficient` is 0.3 for the 1.5B model. The entropy bonus covers demonstrations.
+    explicit. `sft_coefficient` is 0.3 for the 1.5B model. The entropy bonus covers demonstrations;
+    there it grows with the number of micro-batches too, here it is one mean over the step.
     """
     centred = Estimator(KeepAll(), OldPolicy(), GroupCentered(), aggregation=ConstantLength(length))
     imitation = _imitation(TokenMean(PerStream()))
@@ -286,14 +290,25 @@ def name_of(method: Method) -> str:
     """The published name, with what differs from it where little does; else the components."""
     fields = flatten(method)
     distance = {name: differing(known, fields) for name, known in _published().items()}
-    name = min(distance, key=lambda each: len(distance[each]))
-    changed = distance[name]
-    if not changed:
+    # Fewest parts of the method first, then fewest fields in them.
+    name = min(distance, key=lambda n: (sum("." not in k for k in distance[n]), len(distance[n])))
+    if not distance[name]:
         return name
     alone = method.demonstrations is None and not method.auxiliary
     if alone and isinstance(method.rollouts, Estimator):
         return method.rollouts.label
-    leaves = {
-        k: v for k, (_, v) in changed.items() if not any(o.startswith(k + ".") for o in changed)
-    }
-    return f"{name}[{', '.join(f'{key}={value}' for key, value in leaves.items())}]"
+    return f"{name}[{', '.join(_changes(_published()[name], fields, distance[name]))}]"
+
+
+def _changes(known: dict[str, str], fields: dict[str, str], keys: Iterable[str]) -> list[str]:
+    """What differs from a named method: another class whole, the same class by its fields."""
+    shown: list[str] = []
+    for key in keys:
+        inside = any(key.startswith(f"{each}.") for each in shown)
+        if key not in fields or inside:
+            continue
+        kind = fields[key].partition("(")[0]
+        same_class = kind.isidentifier() and known.get(key, "").startswith(f"{kind}(")
+        if not same_class:
+            shown.append(key)
+    return [f"{key}={fields[key]}" for key in shown]
