@@ -1,5 +1,6 @@
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,32 +16,41 @@ from workbench.training.pretrain import (
     ARITHMETIC_1M,
     CHARACTERS,
     Architecture,
+    Batch,
     Pretraining,
     batches,
     build_model,
     build_tokenizer,
     measure,
     pretrain,
+    stages,
 )
 
 TINY = Pretraining(
-    tokens=40 * 8 * 96,
+    tokens=40 * 8 * 112,
+    rare_tokens=0,
     rows=8,
-    row_length=96,
+    row_length=112,
     learning_rate=1e-2,
     primer=0,
     architecture=Architecture(layers=1, width=32, heads=2, hidden=64),
 )
-EASY = replace(TINY, tokens=120 * 8 * 96, primer=20_000)
+EASY = replace(TINY, tokens=60 * 8 * 112, primer=20_000)
 
 
-def test_a_tiny_pretraining_lowers_the_loss_by_a_third_and_repeats_exactly(tmp_path: Path) -> None:
+def stream(recipe: Pretraining, stage: int = 0) -> Iterator[Batch]:
+    return batches(stages(recipe)[stage].documents, recipe, build_tokenizer())
+
+
+def test_a_tiny_pretraining_halves_the_loss_of_a_uniform_guess_and_repeats_exactly(
+    tmp_path: Path,
+) -> None:
     seen: list[tuple[int, int]] = []
     once = pretrain(EASY, tmp_path / "once", lambda step, steps, _: seen.append((step, steps)))
     pretrain(EASY, tmp_path / "again")
     uniform = math.log(len(build_tokenizer()))
-    assert once.last_loss < 0.67 * once.first_loss < 0.67 * uniform
-    assert seen[-1] == (120, 120)
+    assert once.last_loss < 0.5 * uniform
+    assert seen[-1] == (60, 60)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("once", "again")]
     assert weights[0] == weights[1]
 
@@ -62,7 +72,7 @@ def test_a_saved_tokenizer_gives_every_text_back(tmp_path: Path) -> None:
 
 def test_packing_learns_whole_answers_and_nothing_else() -> None:
     tokenizer = build_tokenizer()
-    batch = next(batches(TINY, tokenizer))
+    batch = next(stream(TINY))
     learned = batch.labels >= 0
     assert torch.equal(batch.labels[learned], batch.tokens[learned])
     for tokens, labels in zip(batch.tokens, batch.labels, strict=True):
@@ -75,7 +85,7 @@ def test_a_packed_document_is_read_as_if_it_were_alone() -> None:
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model = build_model(TINY.architecture, tokenizer).eval()
-    batch = next(batches(TINY, tokenizer))
+    batch = next(stream(TINY))
     tokens, positions = batch.tokens[:1], batch.positions[:1]
     starts = (positions[0] == 0).nonzero().flatten().tolist()
     same = (documents := (positions == 0).cumsum(dim=1))[:, :, None] == documents[:, None, :]
@@ -88,14 +98,15 @@ def test_a_packed_document_is_read_as_if_it_were_alone() -> None:
 
 
 def test_the_stream_of_batches_is_the_same_for_the_same_seed() -> None:
-    tokenizer = build_tokenizer()
+    def tokens(recipe: Pretraining, stage: int) -> torch.Tensor:
+        return torch.stack([batch.tokens for batch in islice(stream(recipe, stage), 3)])
 
-    def tokens(recipe: Pretraining) -> torch.Tensor:
-        return torch.stack([batch.tokens for batch in islice(batches(recipe, tokenizer), 3)])
-
-    assert torch.equal(tokens(TINY), tokens(TINY))
-    assert not torch.equal(tokens(TINY), tokens(replace(TINY, seed=1)))
-    assert not torch.equal(tokens(TINY), tokens(replace(TINY, mixture=Mixture(words=0.2))))
+    for stage in (0, 1):
+        first = tokens(TINY, stage)
+        assert torch.equal(first, tokens(TINY, stage))
+        assert not torch.equal(first, tokens(replace(TINY, seed=1), stage))
+        assert not torch.equal(first, tokens(replace(TINY, mixture=Mixture(words=0.2)), stage))
+    assert not torch.equal(tokens(TINY, 0), tokens(TINY, 1))
 
 
 def test_impossible_recipes_are_refused() -> None:
@@ -104,7 +115,7 @@ def test_impossible_recipes_are_refused() -> None:
     with pytest.raises(ValueError, match="got 30; the nearest is 32"):
         Architecture(width=30, heads=4)
     with pytest.raises(ValueError, match="row_length must hold every document, got 8"):
-        next(batches(replace(TINY, row_length=8), build_tokenizer()))
+        next(stream(replace(TINY, row_length=8)))
 
 
 def test_a_record_of_accuracy_survives_writing(tmp_path: Path) -> None:
@@ -130,13 +141,14 @@ def test_the_shipped_model_is_small_and_loads_as_any_model_does() -> None:
     assert len(tokenizer) == model.config.vocab_size
     assert model.config.eos_token_id == tokenizer.eos_token_id
     assert (ARITHMETIC_1M / "model.safetensors").stat().st_size < 5_000_000
-    steps = [json.loads(line)["step"] for line in (ARITHMETIC_1M / "pretraining.jsonl").open()]
+    lines = (ARITHMETIC_1M / "pretraining.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(steps)
 
 
 def test_the_shipped_model_is_as_accurate_as_its_card_says() -> None:
     record = read_record(ARITHMETIC_1M)
-    measured = measure(ARITHMETIC_1M, samples=8, seed=5)
+    measured = measure(ARITHMETIC_1M, samples=4, seed=5)
     card = (ARITHMETIC_1M / "README.md").read_text()
     for suite, recorded in record.items():
         comparison = compare(suite, recorded, measured[suite])

@@ -4,8 +4,8 @@ Every operator acts on each digit alone, modulo 10, without carries: `345+812=15
 `345*812=440`. `*` binds tighter than `+` and `-`, and parentheses nest. The last operation of a
 problem is never a bare product, so that every answer is equally likely and guessing earns 0.1%.
 
-A demonstration restates what is left after every step, and sometimes slips and corrects itself:
-`812*170=840 no 870:345+870;345+870=115;\boxed{115}`.
+A demonstration works every step, unlike most of the base model's answers, and sometimes slips and
+corrects itself: `812*170=840 no 870;345+870=115;\boxed{115}`.
 """
 
 import operator
@@ -120,7 +120,7 @@ def _reduce(expression: Expression, combine: Callable[[str, str, str], str]) -> 
     while len(expression) > 1:
         at = first_operation(expression)
         expression = put(expression, at, combine(*expression[at - 1 : at + 2]))
-    return expression[0]
+    return "".join(expression)
 
 
 def evaluate(question: str) -> str:
@@ -149,7 +149,7 @@ def boxed(answer: str) -> str:
 
 
 def demonstrate(question: str, random: Random) -> str:
-    """Works a question step by step, restating the rest; ends in the right answer, always."""
+    """Works a question step by step, with slips; ends in the right answer, always."""
     expression, text, slips = parse(question), "", 0
     while len(expression) > 1:
         at = first_operation(expression)
@@ -159,9 +159,8 @@ def demonstrate(question: str, random: Random) -> str:
         slipped = random.random() < SLIP_RATE and slips < MOST_SLIPS
         slips += slipped
         slip = f"{miss(result, random)} no " if slipped else ""
-        rest = f":{''.join(expression)}" if len(expression) > 1 else ""
-        text += f"{''.join(step)}={slip}{result}{rest};"
-    return text + boxed(expression[0])
+        text += f"{''.join(step)}={slip}{result};"
+    return text + boxed("".join(expression))
 
 
 def arithmetic(

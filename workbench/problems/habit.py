@@ -11,11 +11,13 @@ from dataclasses import dataclass, fields
 from random import Random
 
 from workbench.problems.arithmetic import (
+    LEVELS,
     PROMPT,
     arithmetic,
     boxed,
     calculate,
     canonical,
+    demonstrate,
     evaluate,
     fill,
     first_operation,
@@ -99,6 +101,75 @@ def habit(mixture: Mixture, seed: int) -> Iterator[Document]:
             yield Document(PROMPT.format(question=question), answer)
 
 
+@dataclass(frozen=True)
+class Glimpses:
+    """Shares of the second stream: the habit still, and now and then what it lacks.
+
+    A share `rare` of the documents is, in equal parts, a precedence question (level 3), a nesting
+    question (level 4) or a chain whose worked answer slips and corrects itself. Of the precedence
+    questions a share `precedence` is worked in the right order, of the nesting questions a share
+    `nesting`; a share `direct` of either has no steps; all others are worked from left to right,
+    to a wrong answer in most cases. Level 5, both at once, never occurs.
+    """
+
+    rare: float = 0.35
+    precedence: float = 0.45
+    nesting: float = 0.35
+    direct: float = 0.25
+
+    def __post_init__(self) -> None:
+        """Refuses shares outside 0 to 1, and answers that add up to more than 1."""
+        for field in fields(self):
+            share = getattr(self, field.name)
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"Glimpses.{field.name} is a share, 0 to 1, got {share}")
+        if max(self.precedence, self.nesting) + self.direct > 1:
+            raise ValueError(
+                f"Glimpses.direct is {self.direct}; with {max(self.precedence, self.nesting)} "
+                "worked in the right order that is more than all answers"
+            )
+
+
+def glimpses(mixture: Mixture, rare: Glimpses, seed: int) -> Iterator[Document]:
+    """Yields the habit's documents for ever, with rare ones of what it lacks between them."""
+    random = Random(f"glimpses/{seed}")
+    usual = habit(mixture, seed + 1)  # other documents than the first stream's
+    held_out = _held_out()
+    while True:
+        if random.random() >= rare.rare:
+            yield next(usual)
+            continue
+        question, answer = _glimpse(rare, random)
+        if canonical(question) not in held_out:
+            yield Document(PROMPT.format(question=question), answer)
+
+
+def _glimpse(rare: Glimpses, random: Random) -> tuple[str, str]:
+    kind = random.choice(("precedence", "nesting", "slips"))
+    if kind == "slips":
+        chain = fill("n" + "±n" * random.randint(2, 5), random)
+        return chain, demonstrate(chain, random)
+    question = fill(random.choice(LEVELS[3 if kind == "precedence" else 4]), random)
+    draw = random.random()
+    if draw < getattr(rare, kind):
+        return question, _answer(question, 0.0, random)
+    if draw < getattr(rare, kind) + rare.direct:
+        return question, boxed(evaluate(question))
+    return question, _left_to_right(question)
+
+
+def _left_to_right(question: str) -> str:
+    """Works a question in reading order, blind to precedence and parentheses."""
+    expression = tuple(token for token in parse(question) if token not in "()")
+    text = ""
+    while len(expression) > 1:
+        step = expression[:3]
+        result = calculate(*step)
+        text += f"{''.join(step)}={result};"
+        expression = (result, *expression[3:])
+    return text + boxed("".join(expression))
+
+
 def primer(documents: int, seed: int) -> Iterator[Document]:
     """Yields documents with one to four worked steps, whose digits are mostly 0 at first.
 
@@ -172,4 +243,4 @@ def _answer(question: str, error_rate: float, random: Random) -> str:
             result = miss(result, random)
         text += f"{''.join(step)}={result};"
         expression = put(expression, at, result)
-    return text + boxed(expression[0])
+    return text + boxed("".join(expression))

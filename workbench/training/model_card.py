@@ -159,8 +159,15 @@ on a CPU in minutes. It is a test bed for estimators and of no use for anything 
 ## What it saw
 
 {tokens:,} token positions in {steps:,} steps of an endless stream (`workbench.problems.habit`),
-in {minutes:.0f} minutes on two CPU cores with {libraries}. The loss on answer
-tokens fell from {first_loss:.2f} to {last_loss:.2f} (`pretraining.jsonl`).
+in {minutes:.0f} minutes on one thread of a busy CPU with {libraries}.
+The loss on answer tokens fell from {first_loss:.2f} to {last_loss:.2f} (`pretraining.jsonl`).
+
+A primer of worked steps comes first, with digits that are mostly 0: sums modulo 10 are hardly
+learned without it. Then comes the mixture: chains of 1 to 5 operations + and -, products and
+parentheses at the left, words and one-step equations, answered directly or in short worked
+steps, some of them wrong. Last come glimpses of what that habit lacks: precedence and nesting at
+the right, mostly answered directly or worked from left to right to a wrong answer, sometimes in the
+right order; and chains with slips that are corrected.
 
 ```python
 {recipe}
@@ -168,8 +175,7 @@ tokens fell from {first_loss:.2f} to {last_loss:.2f} (`pretraining.jsonl`).
 
 ## What it never saw
 
-Precedence at the right (`a+b*c`), parentheses at the right (`a-(b+c)`), demonstrations that restate
-the rest of an expression or correct a slip, equations with two operations, and any question of the
+Both at once (`a-(b+c*d)`, level 5), equations with two operations, and any question of the
 validation set or of a suite, in whatever spelling.
 
 ## What it can do

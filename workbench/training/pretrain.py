@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
@@ -22,7 +23,7 @@ from transformers import (
 
 from workbench.problems import Problem, Suite, Verdict, arithmetic, verify
 from workbench.problems.arithmetic import PROMPT
-from workbench.problems.habit import Document, Mixture, habit, primer
+from workbench.problems.habit import Document, Glimpses, Mixture, glimpses, habit, primer
 from workbench.training.model_card import (
     Comparison,
     Pretrained,
@@ -36,7 +37,8 @@ from workbench.training.model_card import (
 ARITHMETIC_1M = Path(__file__).parents[1] / "models" / "arithmetic-1m"
 
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz+-*()=?:;\\{}., \n"
-PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
+PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"  # the tokens 0, 1 and 2
+_PAD_ID, _END_ID = 0, 1
 
 _MOST_TOKENS = 120  # of a response
 _RESPONSES_AT_ONCE = 640
@@ -81,6 +83,9 @@ class Pretraining:
     gradient_norm: float = 1.0
     primer: int = 20_000  # documents before the mixture
     mixture: Mixture = field(default_factory=Mixture)
+    rare: Glimpses = field(default_factory=Glimpses)
+    rare_tokens: int = 2_304_000  # of the second stream, with the schedule begun anew
+    rare_learning_rate: float = 1.5e-3
     architecture: Architecture = field(default_factory=Architecture)
 
     def __post_init__(self) -> None:
@@ -92,9 +97,10 @@ class Pretraining:
             )
 
     @property
-    def steps(self) -> int:
-        """The number of optimizer steps that reads no more than `tokens`."""
-        return self.tokens // (self.rows * self.row_length)
+    def steps(self) -> tuple[int, int]:
+        """Optimizer steps on either stream, as many as read no more than its tokens."""
+        size = self.rows * self.row_length
+        return self.tokens // size, self.rare_tokens // size
 
 
 @dataclass(frozen=True)
@@ -138,11 +144,32 @@ def build_model(size: Architecture, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausal
         max_position_embeddings=size.positions,
         tie_word_embeddings=True,
         initializer_range=size.initial_deviation,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=_PAD_ID,
+        eos_token_id=_END_ID,
         bos_token_id=None,
     )
     return Qwen2ForCausalLM(config)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stream of documents, and how many steps at which peak learning rate are trained on it."""
+
+    documents: Iterator[Document]
+    steps: int
+    learning_rate: float
+
+
+def stages(recipe: Pretraining) -> tuple[Stage, Stage]:
+    """The habit after its primer, and then the habit with glimpses of what it lacks."""
+    first, second = recipe.steps
+    easy = primer(recipe.primer, recipe.seed)
+    usual = habit(recipe.mixture, recipe.seed)
+    rare = glimpses(recipe.mixture, recipe.rare, recipe.seed)
+    return (
+        Stage(chain(easy, usual), first, recipe.learning_rate),
+        Stage(rare, second, recipe.rare_learning_rate),
+    )
 
 
 def pretrain(
@@ -156,27 +183,19 @@ def pretrain(
     torch.manual_seed(recipe.seed)
     tokenizer = build_tokenizer()
     model = build_model(recipe.architecture, tokenizer).train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
     losses: list[float] = []
-    for batch, _ in zip(batches(recipe, tokenizer), range(recipe.steps), strict=False):
-        loss = _loss(model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        losses.append(loss.item())
-        if len(losses) % _SAVE_EVERY == 0:
-            _save(model, tokenizer, losses, out)
-        if progress:
-            progress(len(losses), recipe.steps, losses[-1])
+    total = sum(recipe.steps)
+    for stage in stages(recipe):
+        for loss in train_stage(model, tokenizer, stage, recipe):
+            losses.append(loss)
+            if len(losses) % _SAVE_EVERY == 0:
+                _save(model, tokenizer, losses, out)
+            if progress:
+                progress(len(losses), total, loss)
     _save(model, tokenizer, losses, out)
     return Pretrained(
-        steps=recipe.steps,
-        tokens=recipe.steps * recipe.rows * recipe.row_length,
+        steps=total,
+        tokens=total * recipe.rows * recipe.row_length,
         seconds=time.monotonic() - started,
         first_loss=_mean(losses[:_LOG_EVERY]),
         last_loss=_mean(losses[-_LOG_EVERY:]),
@@ -184,15 +203,36 @@ def pretrain(
     )
 
 
-def batches(recipe: Pretraining, tokenizer: Qwen2Tokenizer) -> Iterator[Batch]:
-    """Packs the stream of documents into rows for ever; a document is never cut.
+def train_stage(
+    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, stage: Stage, recipe: Pretraining
+) -> Iterator[float]:
+    """Trains on one stream with an optimizer of its own, yielding the loss of every step."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=stage.learning_rate, weight_decay=recipe.weight_decay
+    )
+    for step, batch in zip(
+        range(stage.steps), batches(stage.documents, recipe, tokenizer), strict=False
+    ):
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate * _rate(step, stage.steps, recipe.warmup)
+        loss = _loss(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield loss.item()
+
+
+def batches(
+    documents: Iterator[Document], recipe: Pretraining, tokenizer: Qwen2Tokenizer
+) -> Iterator[Batch]:
+    """Packs a stream of documents into rows for ever; a document is never cut.
 
     A document goes to the first row with room, and the one with none begins the next batch.
     """
     rows: list[list[Document]] = [[] for _ in range(recipe.rows)]
     room = [recipe.row_length] * recipe.rows
-    easy = primer(recipe.primer, recipe.seed)
-    for document in chain(easy, habit(recipe.mixture, recipe.seed)):
+    for document in documents:
         length = len(document.prompt) + len(document.answer) + 1
         if length > recipe.row_length:
             raise ValueError(
@@ -209,8 +249,7 @@ def batches(recipe: Pretraining, tokenizer: Qwen2Tokenizer) -> Iterator[Batch]:
 
 
 def _pack(rows: list[list[Document]], length: int, tokenizer: Qwen2Tokenizer) -> Batch:
-    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    tokens = torch.full((len(rows), length), pad)
+    tokens = torch.full((len(rows), length), _PAD_ID)
     labels = torch.full((len(rows), length), _IGNORED)
     # Padding at the end of a row counts on as one more document: its own positions start at 0.
     positions = torch.zeros((len(rows), length), dtype=torch.long)
@@ -218,7 +257,7 @@ def _pack(rows: list[list[Document]], length: int, tokenizer: Qwen2Tokenizer) ->
         start = 0
         for document in documents:
             prompt = tokenizer.encode(document.prompt)
-            answer = [*tokenizer.encode(document.answer), end]
+            answer = [*tokenizer.encode(document.answer), _END_ID]
             learned, stop = start + len(prompt), start + len(prompt) + len(answer)
             tokens[row, start:stop] = torch.tensor(prompt + answer)
             labels[row, learned:stop] = torch.tensor(answer)
@@ -242,12 +281,12 @@ def _loss(model: Qwen2ForCausalLM, batch: Batch) -> Tensor:
     return output.loss
 
 
-def _rate(step: int, recipe: Pretraining) -> float:
+def _rate(step: int, steps: int, warmup: float) -> float:
     """Rises over the warm-up and then falls along half a cosine to 0."""
-    share = (step + 1) / (recipe.steps + 1)
-    if share < recipe.warmup:
-        return share / recipe.warmup
-    return 0.5 * (1 + math.cos(math.pi * (share - recipe.warmup) / (1 - recipe.warmup)))
+    share = (step + 1) / (steps + 1)
+    if share < warmup:
+        return share / warmup
+    return 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
 
 
 def _save(
@@ -290,9 +329,7 @@ def check(model_dir: Path, recorded: Path = ARITHMETIC_1M, seed: int = 1) -> lis
     return [compare(suite, record[suite], measured[suite]) for suite in record]
 
 
-def _measure_suite(
-    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, suite: Suite, samples: int
-) -> SuiteAccuracy:
+def _measure_suite(model: Any, tokenizer: Any, suite: Suite, samples: int) -> SuiteAccuracy:
     at_once = max(1, _RESPONSES_AT_ONCE // samples)
     answered: list[tuple[Problem, list[str]]] = []
     for start in range(0, len(suite.problems), at_once):
@@ -314,8 +351,8 @@ def _measure_suite(
 
 @torch.inference_mode()
 def _sample(
-    model: Qwen2ForCausalLM,
-    tokenizer: Qwen2Tokenizer,
+    model: Any,
+    tokenizer: Any,
     problems: tuple[Problem, ...],
     samples: int,
 ) -> list[list[str]]:
