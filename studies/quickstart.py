@@ -12,7 +12,7 @@ half of the steps. One seed shows how the workbench works, not which method is b
 from analysis import Dynamics, Figure, LearningCurves, PassAtK, Table
 from workbench import Data, Evaluation, Optimizer, Recipe, Study, Validation, replace, upge
 
-STEPS = 40
+STEPS = 48
 
 base = Recipe(
     "arithmetic-1m",
@@ -20,8 +20,8 @@ base = Recipe(
     steps=STEPS,
     questions=16,
     rollouts=8,
-    optimizer=Optimizer(learning_rate=3e-4),
-    validation=Validation(every=10, samples=4),
+    optimizer=Optimizer(learning_rate=5e-4),
+    validation=Validation(every=8, samples=4),
 )
 
 sft = base.using(upge.sft())
@@ -34,7 +34,9 @@ arms = {
     "SFT->GRPO": replace(grpo, steps=STEPS // 2).start_from(sft, step=STEPS // 2),
     "LUFFY": base.using(upge.luffy(), rollouts=7),
     "SRFT": base.using(upge.srft()),
-    "HPT": base.using(upge.hpt(gate=upge.Switch(at_most=0.0))),
+    # With GRPO's means on either side of the gate: in the paper's equations RL sums over tokens and
+    # SFT averages over them, which weighs the two streams by the length of responses.
+    "HPT": base.using(upge.hpt(gate=upge.Switch(at_most=0.0), rollouts=upge.grpo().rollouts)),
 }
 
 quickstart = Study(
