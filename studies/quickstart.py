@@ -40,7 +40,10 @@ arms = {
 }
 
 quickstart = Study(
-    "quickstart", arms, seeds=[0], evaluation=Evaluation(samples=16, more=(("mixed", 64),))
+    "quickstart",
+    arms,
+    seeds=[0],
+    evaluation=Evaluation(samples=16, more=(("mixed", 64),), problems=20),
 )
 
 results = Table("results", quickstart)

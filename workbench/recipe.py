@@ -264,6 +264,7 @@ class Evaluation(Component):
         max_tokens: response tokens after which an answer counts as truncated; None takes the
             recipe's.
         suites: names of suites; empty takes all of the data's.
+        problems: how many of each suite's problems; None takes all.
         seed: of the sampling.
     """
 
@@ -273,9 +274,13 @@ class Evaluation(Component):
     top_p: float = 0.95
     max_tokens: int | None = None
     suites: tuple[str, ...] = ()
+    problems: int | None = None
     seed: int = 0
 
     def check(self) -> None:
+        require(
+            self.problems is None or self.problems >= 1, self, "problems", "at least 1, or None"
+        )
         require(self.samples >= 1, self, "samples", "at least 1")
         require(all(n >= 1 for _, n in self.more), self, "more", "pairs of a suite and 1 or more")
         require(self.temperature > 0, self, "temperature", "above 0")
@@ -296,7 +301,15 @@ class Evaluation(Component):
                 raise ValueError(f"Evaluation names suite {name!r}; {nearest(name, suites)}")
         tokens = recipe.sampling.max_tokens if self.max_tokens is None else self.max_tokens
         return tuple(
-            Measurement(s, self.samples_for(s), self.temperature, self.top_p, tokens, self.seed)
+            Measurement(
+                s,
+                self.samples_for(s),
+                self.temperature,
+                self.top_p,
+                tokens,
+                self.seed,
+                self.problems,
+            )
             for s in (self.suites or suites)
         )
 
@@ -310,3 +323,4 @@ class Measurement(Component):
     top_p: float
     max_tokens: int
     seed: int
+    problems: int | None = None

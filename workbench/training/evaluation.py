@@ -73,8 +73,9 @@ def measure(
         return
     suite = next(s for s in data.suites if s.name == measurement.suite)
     decoding = Decoding(measurement.temperature, measurement.top_p, measurement.max_tokens)
+    problems = suite.problems[: measurement.problems]
     counts = count(
-        policy, engine, data.prompt, suite.problems, measurement.samples, decoding, measurement.seed
+        policy, engine, data.prompt, problems, measurement.samples, decoding, measurement.seed
     )
     columns = {
         "problem": [c.problem.id for c in counts],
