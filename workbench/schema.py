@@ -48,6 +48,7 @@ METRICS = {
         Metric("offline/sequences", "Offline data ratio", "share of sequences"),
         Metric("offline/tokens", "Offline data ratio", "share of tokens"),
         Metric("offline/gradient", "Offline data ratio", "share of gradient norm"),
+        Metric("offline/cut_demonstrations", "Demonstrations cut at the limit", "count"),
         Metric("gate/rollouts", "Mean weight of the rollout stream"),
         Metric("gate/demonstrations", "Mean weight of the demonstration stream"),
         Metric("gate/missing_demonstrations", "Gated questions without a demonstration", "count"),

@@ -118,6 +118,34 @@ def test_a_non_finite_gradient_is_skipped_and_counted(small, trainer_of):
     assert torch.equal(parameter, before), name
 
 
+def test_a_cut_demonstration_is_counted(small, trainer_of):
+    recipe = replace(small, method=upge.sft(), sampling=replace(small.sampling, max_tokens=20))
+    metrics = one_step(trainer_of(recipe), precise=False)[2]
+    assert metrics["offline/cut_demonstrations"] == small.questions
+    assert (
+        one_step(trainer_of(replace(small, method=upge.sft())), precise=False)[2][
+            "offline/cut_demonstrations"
+        ]
+        < small.questions
+    )
+
+
+def test_an_update_that_nothing_moves_still_follows_its_momentum(small, trainer_of):
+    trainer = trainer_of(replace(small, method=upge.grpo()))
+    one_step(trainer, precise=False)
+    before = [p.detach().clone() for _, p in trainer.policy.parameters()]
+    problems = list(trainer.data.train[:4])
+    wrong = [
+        dataclasses.replace(s, verdict=Verdict.WRONG)
+        for s in grade(trainer, problems, sample(trainer, problems, 2))
+    ]
+    tally = Tally()
+    update(trainer, wrong, collate(trainer, wrong), tally)
+    assert tally.metrics()["optim/gradient_norm"] == 0
+    after = [p.detach() for _, p in trainer.policy.parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def test_several_updates_move_the_ratio_and_one_does_not(small, trainer_of):
     still = one_step(trainer_of(replace(small, method=upge.grpo())), precise=False)[2]
     moved = one_step(

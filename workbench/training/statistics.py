@@ -13,6 +13,7 @@ def rollout_statistics(sequences: list[Sequence], tally: Tally) -> None:
     """Rewards, lengths, verdicts: what the rollouts say before any gradient."""
     for s in sequences:
         if s.demonstration:
+            tally.sum("offline/cut_demonstrations", not s.finished)
             continue
         length = len(s.response)
         tally.add("reward/mean", s.correct, 1)

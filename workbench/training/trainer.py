@@ -172,14 +172,16 @@ def grade(
             )
         if trainer.method.needs_demonstrations and problem.demonstration is not None:
             tokens = (*trainer.policy.encode(problem.demonstration), min(trainer.policy.end))
+            limit = trainer.recipe.sampling.max_tokens
             found.append(
                 Sequence(
                     problem,
                     question,
                     prompt,
-                    tokens[: trainer.recipe.sampling.max_tokens],
+                    tokens[:limit],
                     problem.demonstration,
                     Verdict.CORRECT,
+                    finished=len(tokens) <= limit,
                     demonstration=True,
                 )
             )
@@ -325,6 +327,11 @@ def _apply(trainer: Trainer, tally: Tally) -> None:
     """Clips and steps; a non-finite or too large gradient is skipped and counted."""
     settings, progress = trainer.recipe.optimizer, trainer.progress
     parameters = [p for _, p in trainer.policy.parameters()]
+    for parameter in parameters:
+        # Rows that add nothing are not scored; an update without any is one with gradient zero,
+        # in which momentum goes on, and not no update.
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
     norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_norm).item()
     total_updates = trainer.recipe.steps * trainer.recipe.updates_per_batch
     total_updates *= trainer.recipe.epochs_per_batch
