@@ -29,7 +29,7 @@ METRICS = {
         Metric("loss/auxiliary", "Auxiliary loss"),
         Metric("policy/entropy", "Token entropy", "nats"),
         Metric("policy/kl_old", "KL to the old policy", "nats/token"),
-        Metric("policy/nll_demonstrations", "Demonstration log-loss", "nats/token"),
+        Metric("policy/nll_demonstrations", "Demonstration loss", "nats/token"),
         Metric("ratio/raw_mean", "Importance ratio"),
         Metric("ratio/raw_max", "Largest importance ratio"),
         Metric("ratio/applied_mean", "Applied weight on the likelihood gradient"),
