@@ -33,7 +33,7 @@ from typing import IO, Any
 from workbench.identity import canonical, fingerprint, imports, restore
 from workbench.recipe import Measurement, Recipe
 from workbench.schema import File
-from workbench.study import Cell, describe, flatten
+from workbench.study import describe, flatten
 
 log = logging.getLogger(__name__)
 
@@ -187,11 +187,6 @@ def run_of(root: Path, recipe: Recipe, seed: int) -> Run:
 def _directories(cells: Path, stamp: int) -> dict[str, str]:
     """Names of the folder's directories by their hash, read again when the folder has changed."""
     return {name[-8:]: name for name in os.listdir(cells)} if stamp else {}
-
-
-def run_of_cell(root: Path, cell: Cell) -> Run:
-    """The run of a study's cell."""
-    return run_of(root, cell.recipe, cell.seed)
 
 
 def slug(recipe: Recipe) -> str:
