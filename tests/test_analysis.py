@@ -20,7 +20,7 @@ from workbench.passk import t_quantile
 from workbench.plan import measurements
 from workbench.problems.loaders import load
 from workbench.recipe import Data, Evaluation, Objective, Recipe
-from workbench.records import Run, run_of, run_of_cell, write_lines
+from workbench.records import Run, run_of, write_lines
 from workbench.schema import METRICS, File
 from workbench.study import Cell, Study
 
@@ -73,7 +73,7 @@ def record(study: Study, root: Path, skip: tuple[tuple[str, int], ...] = ()) -> 
         if (cell.label, cell.seed) not in skip and not (
             cell.recipe.method is None and cell.seed > 0
         ):
-            record_run(study, cell, run_of_cell(root, cell))
+            record_run(study, cell, run_of(root, cell.recipe, cell.seed))
 
 
 def record_run(study: Study, cell: Cell, run: Run) -> None:
@@ -242,7 +242,7 @@ def test_a_missing_evaluation_is_counted_and_its_average_left_out(tmp_path: Path
 def test_runs_that_are_trained_and_not_measured_give_empty_cells(tmp_path: Path) -> None:
     study = make_study(arms=("GRPO",), seeds=(0,))
     (cell,) = study.cells
-    run = run_of_cell(tmp_path, cell)
+    run = run_of(tmp_path, cell.recipe, cell.seed)
     run.create(cell.recipe, cell.seed)
     run.finish({})
     found = report(study, (), tmp_path)
@@ -255,7 +255,7 @@ def test_arms_that_share_a_run_both_show_it_and_say_so(tmp_path: Path) -> None:
     recipe = make_study(arms=("GRPO",)).recipes["GRPO"]
     study = Study("twins", {"one": recipe, "two": recipe}, evaluation=Evaluation(suites=SUITES))
     ours = Cell("GRPO", recipe, 0)
-    record_run(study, ours, run_of_cell(tmp_path, ours))
+    record_run(study, ours, run_of(tmp_path, ours.recipe, ours.seed))
     found = loading.runs(study, tmp_path)
     assert found.labels == ("one", "two")
     assert "two is the same run as one." in found.notes
@@ -316,7 +316,7 @@ def test_equal_numbers_are_all_the_best(tmp_path: Path) -> None:
     recipe = make_study(arms=("GRPO",)).recipes["GRPO"]
     study = Study("twins", {"one": recipe, "two": recipe}, evaluation=Evaluation(suites=SUITES))
     ours = Cell("GRPO", recipe, 0)
-    record_run(study, ours, run_of_cell(tmp_path, ours))
+    record_run(study, ours, run_of(tmp_path, ours.recipe, ours.seed))
     sheet = Table("t", study).sheet(loading.runs(study, tmp_path))
     assert all(row[2].best for row in sheet.rows)
 
