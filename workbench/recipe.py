@@ -176,6 +176,9 @@ class Validation(Component):
 
 
 DTYPES = ("float32", "bfloat16")
+_COUNTS = (
+    "steps", "questions", "rollouts", "updates_per_batch", "epochs_per_batch", "gradient_blocks",
+)  # fmt: skip
 
 
 class Recipe(Component):
@@ -193,6 +196,8 @@ class Recipe(Component):
         epochs_per_batch: passes over one batch.
         sampling, optimizer, validation: see there.
         dtype: of the forward and backward pass; parameters stay float32.
+        gradient_blocks: blocks of whole questions whose gradients are told apart in every optimizer
+            step, for its variance; 1 measures none. It orders the sum, so it is part of the recipe.
         start: the checkpoint of another recipe to start from.
     """
 
@@ -208,10 +213,11 @@ class Recipe(Component):
     optimizer: Optimizer = Optimizer()
     validation: Validation = Validation()
     dtype: str = "float32"
+    gradient_blocks: int = 8
     start: "Start | None" = None
 
     def check(self) -> None:
-        for field in ("steps", "questions", "rollouts", "updates_per_batch", "epochs_per_batch"):
+        for field in _COUNTS:
             require(getattr(self, field) >= 1, self, field, "at least 1")
         if self.dtype not in DTYPES:
             raise ValueError(f"Recipe.dtype is {self.dtype!r}; {nearest(self.dtype, DTYPES)}")

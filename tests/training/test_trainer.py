@@ -4,39 +4,16 @@ import dataclasses
 
 import pytest
 import torch
+from steps import one_step
 
 from workbench import Data, Optimizer, Recipe, replace, upge
 from workbench.problems import Verdict
 from workbench.resources import Resources
 from workbench.training.randomness import questions_of, seed_of
-from workbench.training.statistics import batch_statistics, rollout_statistics
 from workbench.training.tally import Tally
 from workbench.training.trainer import collate, grade, sample, update
 
 METHODS = sorted(upge.NAMED)
-
-
-def by_turns(sequence, row):
-    """Every second rollout is right, but none of the first question: gradients are never zero."""
-    if sequence.demonstration:
-        return sequence
-    right = row % 2 and sequence.question
-    return dataclasses.replace(sequence, verdict=Verdict.CORRECT if right else Verdict.WRONG)
-
-
-def one_step(trainer, precise=True):
-    """One training step without the loop's records; returns its sequences, batch and metrics."""
-    if precise:
-        trainer.policy.model.double()
-    tally = Tally()
-    problems = list(trainer.data.train[: trainer.recipe.questions])
-    graded = grade(trainer, problems, sample(trainer, problems, 1))
-    sequences = [by_turns(s, row) for row, s in enumerate(graded)]
-    rollout_statistics(sequences, tally)
-    batch = collate(trainer, sequences)
-    batch_statistics(trainer.method, sequences, batch, tally)
-    update(trainer, sequences, batch, tally)
-    return sequences, batch, tally.metrics()
 
 
 def gradients(trainer):
@@ -52,10 +29,15 @@ def test_gradient_does_not_depend_on_micro_batches(name, small, trainer_of):
     for tokens in (100_000, 150):
         trainer = trainer_of(recipe, Resources(tokens=tokens))
         torch.manual_seed(0)
-        one_step(trainer)
-        found.append(gradients(trainer))
-    assert found[0].norm() > 0
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6 * float(found[0].norm()))
+        metrics = one_step(trainer)[2]
+        measured = {key: value for key, value in metrics.items() if key.startswith("grad/")}
+        found.append((gradients(trainer), measured))
+    (one, said), (other, same) = found
+    assert one.norm() > 0
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(one.norm()))
+    noise = said["grad/variance"]
+    assert noise > 0
+    assert same == pytest.approx(said, rel=1e-2, abs=1e-4 * noise)
 
 
 @pytest.mark.parametrize("name", ["sft", "grpo", "hpt", "luffy"])

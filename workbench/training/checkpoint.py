@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,7 +31,7 @@ class Corrupt(RuntimeError):
 
 
 def save(
-    run: Run, policy: Policy, optimizer: Optimizer, progress: dict[str, int], keep: Collection[int]
+    run: Run, policy: Policy, optimizer: Optimizer, progress: dict[str, Any], keep: Collection[int]
 ) -> None:
     """Writes the checkpoint of `progress["step"]`; keeps it, the one before and those in `keep`."""
     final = run.checkpoint_path(progress["step"])
@@ -84,7 +85,7 @@ def verify(path: Path) -> None:
             raise Corrupt(f"checkpoint {path}: {name} is missing or not what was written")
 
 
-def load_optimizer(path: Path, policy: Policy, optimizer: Optimizer) -> dict[str, int]:
+def load_optimizer(path: Path, policy: Policy, optimizer: Optimizer) -> dict[str, Any]:
     """Restores the optimizer's state and returns the progress saved with it."""
     tensors = load_file(path / OPTIMIZER)
     for name, parameter in policy.parameters():

@@ -1,7 +1,7 @@
 """The parts of a training run: what the loop puts in order, one function a part."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from workbench.rollout.engine import Decoding
 from workbench.rollout.transformers_engine import TransformersEngine
 from workbench.training import checkpoint
 from workbench.training.evaluation import Count, count
+from workbench.training.gradient import SKETCH, Blocks, Sketch, blocks_of, ratios, windowed
 from workbench.training.policy import Policy, load_policy, pick_device
 from workbench.training.randomness import seed_of
 from workbench.training.sequences import Sequence, micro_batches, pad
@@ -36,6 +37,7 @@ class Progress:
     updates: int = 0
     sampled_tokens: int = 0
     trained_tokens: int = 0
+    recent: dict[str, float] = field(default_factory=dict)  # windowed sums of gradient moments
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Trainer:
     engine: Engine
     optimizer: torch.optim.AdamW
     progress: Progress
+    sketch: Sketch
     base: Policy | None = None
 
     @property
@@ -107,7 +110,8 @@ def open_trainer(run: Run, resources: Resources) -> Trainer:
         progress = Progress(**checkpoint.load_optimizer(run.checkpoint_path(at), policy, optimizer))
     engine = open_engine(policy, resources)
     data = load(recipe.data)
-    return Trainer(recipe, seed, resources, data, policy, engine, optimizer, progress, base)
+    sketch = Sketch(policy.model.parameters(), SKETCH)
+    return Trainer(recipe, seed, resources, data, policy, engine, optimizer, progress, sketch, base)
 
 
 def initial_weights(run: Run, recipe: Recipe, seed: int) -> str:
@@ -265,17 +269,29 @@ def _optimizer_step(
 ) -> None:
     trainer.optimizer.zero_grad(set_to_none=True)
     rows = step.active.nonzero()[:, 0].tolist()
-    groups = micro_batches(sequences, rows, trainer.micro_batch)
-    offline = [g for g in groups if sequences[g[0]].demonstration]
-    online = [g for g in groups if not sequences[g[0]].demonstration]
-    for group in offline:
-        _accumulate(trainer, sequences, step, group, tally)
-    before = _gradients(trainer) if offline and online else None
-    for group in online:
-        _accumulate(trainer, sequences, step, group, tally)
+    question = step.batch.question.tolist()
+    blocks = blocks_of(step.batch.questions, trainer.recipe.gradient_blocks)
+    parts: dict[bool, list[Tensor]] = {True: [], False: []}
+    before = torch.zeros(trainer.sketch.size, device=trainer.policy.device)
+    for demonstration in (True, False):
+        for block in range(blocks[-1] + 1):
+            chosen = [
+                row
+                for row in rows
+                if sequences[row].demonstration is demonstration and blocks[question[row]] == block
+            ]
+            for group in micro_batches(sequences, chosen, trainer.micro_batch):
+                _accumulate(trainer, sequences, step, group, tally)
+            # The map is linear: what a block has added is the difference of two sketches.
+            after = trainer.sketch(_gradients(trainer)) if chosen else before
+            parts[demonstration].append(after - before)
+            before = after
     for name in ("total", "rollouts", "demonstrations", "auxiliary"):
         tally.add(f"loss/{name}", 0.0, 1)
-    _offline_share(trainer, before, bool(offline), bool(online), tally)
+    sizes = torch.tensor(blocks).bincount().to(before)
+    _gradient_statistics(
+        trainer, Blocks(torch.stack(parts[False]), torch.stack(parts[True]), sizes), tally
+    )
     trainer.progress.trained_tokens += sum(len(sequences[row].response) for row in rows)
     _apply(trainer, tally)
 
@@ -303,24 +319,24 @@ def _tensors(current: upge.Current) -> tuple[Tensor | None, ...]:
 
 
 def _gradients(trainer: Trainer) -> list[Tensor | None]:
-    gradients = [p.grad for _, p in trainer.policy.parameters()]
-    return [None if g is None else g.detach().clone() for g in gradients]
+    """Of the model alone: a value head has no part in pi."""
+    return [p.grad for p in trainer.policy.model.parameters()]
 
 
-def _offline_share(
-    trainer: Trainer, before: list[Tensor | None] | None, offline: bool, online: bool, tally: Tally
-) -> None:
-    """The demonstrations' share of the gradient: |g_demo| / (|g_demo| + |g_rollouts|)."""
-    if before is None:
-        if offline or online:
-            tally.put("offline/gradient", float(offline))
+def _gradient_statistics(trainer: Trainer, blocks: Blocks, tally: Tally) -> None:
+    sft, rl = blocks.norms
+    tally.add("grad/norm_sft", sft, 1)
+    tally.add("grad/norm_rl", rl, 1)
+    if sft + rl > 0:
+        tally.add("offline/gradient", sft / (sft + rl), 1)
+    if len(blocks.sizes) < 2:
         return
-    after = _gradients(trainer)
-    pairs = [(a, b) for a, b in zip(after, before, strict=True) if a is not None]
-    rest = [a if b is None else a - b for a, b in pairs]
-    demonstrated = torch.stack([b.norm() for b in before if b is not None]).norm()
-    total = demonstrated + torch.stack([r.norm() for r in rest]).norm()
-    tally.add("offline/gradient", demonstrated / total if total > 0 else 0.0, 1)
+    moments, progress = blocks.moments(), trainer.progress
+    progress.recent = windowed(progress.recent, moments)
+    for key, value in moments.items():
+        tally.add(key, value, 1)
+    for key, value in ratios(progress.recent, int(blocks.sizes.sum())).items():
+        tally.put(key, value)
 
 
 def _apply(trainer: Trainer, tally: Tally) -> None:

@@ -1,0 +1,128 @@
+"""Live gradient statistics: unbiased, independent of memory, and what a direct computation says."""
+
+from itertools import permutations
+
+import pytest
+import torch
+from steps import one_step
+
+from workbench import Optimizer, replace, upge
+from workbench.resources import Resources
+from workbench.training.gradient import Blocks, Sketch, blocks_of, ratios, windowed
+from workbench.training.sequences import pad
+
+
+def direct(each):
+    """Variance and squared length of the mean of independent rows, by their textbook formulas."""
+    count = len(each)
+    variance = float(each.var(dim=0).sum()) / count
+    return variance, float(each.mean(dim=0).square().sum()) - variance
+
+
+@pytest.mark.parametrize(("questions", "blocks"), [(4, 2), (5, 2), (5, 3), (4, 4)])
+def test_over_all_partitions_the_blocks_average_to_the_direct_estimate(questions, blocks):
+    torch.manual_seed(0)
+    each = torch.randn(questions, 7, dtype=torch.float64) + 1
+    place = torch.tensor(blocks_of(questions, blocks))
+    found = []
+    for order in permutations(range(questions)):
+        part = torch.zeros(blocks, 7, dtype=torch.float64)
+        part.index_add_(0, place, each[list(order)] / questions)
+        moments = Blocks(part, torch.zeros_like(part), place.bincount()).moments()
+        found.append((moments["grad/variance"], moments["grad/square"]))
+    torch.testing.assert_close(torch.tensor(found).mean(dim=0), torch.tensor(direct(each)))
+
+
+def test_products_across_streams_are_those_of_independent_questions():
+    """Demonstrations and rollouts of one question may go together; those of two do not."""
+    torch.manual_seed(1)
+    common = torch.randn(4_000, 8, 1, dtype=torch.float64)
+    rollouts, demonstrations = common + 0.5, common + 0.25
+    sizes = torch.full((8,), 2)
+    found = [
+        Blocks(a / 8, b / 8, sizes).moments() for a, b in zip(rollouts, demonstrations, strict=True)
+    ]
+    mean = {key: sum(each[key] for each in found) / len(found) for key in found[0]}
+    assert mean["grad/inner_sft_rl"] == pytest.approx(0.125, abs=0.03)
+    assert mean["grad/square_rl"] == pytest.approx(0.25, abs=0.03)
+    assert mean["grad/square_sft"] == pytest.approx(0.0625, abs=0.03)
+    assert mean["grad/variance"] == pytest.approx(4 / 8, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "method", [upge.sft(), upge.grpo(), upge.hpt(), upge.luffy()], ids=lambda m: m.label
+)
+def test_the_trainers_blocks_are_the_gradients_of_its_questions(method, small, trainer_of):
+    recipe = replace(
+        small, method=method, optimizer=Optimizer(learning_rate=0.0), gradient_blocks=4
+    )
+    trainer = trainer_of(recipe, Resources(tokens=300))
+    trainer.sketch = Sketch(trainer.policy.model.parameters(), None)
+    sequences, batch, metrics = one_step(trainer)
+    step = method.prepare(batch)
+    each = []
+    for question in range(4):
+        rows = (batch.question == question).nonzero()[:, 0]
+        padded = pad([sequences[row] for row in rows], trainer.policy.pad, trainer.policy.device)
+        logprobs = trainer.policy.score(padded).logprobs
+        wide = torch.nn.functional.pad(logprobs, (0, batch.logprobs.shape[1] - padded.width))
+        trainer.optimizer.zero_grad(set_to_none=True)
+        step.loss(rows, wide.double()).backward()
+        parts = [
+            torch.zeros(p.numel()) if p.grad is None else p.grad.flatten()
+            for p in trainer.policy.model.parameters()
+        ]
+        each.append(4 * torch.cat(parts).double())
+    variance, square = direct(torch.stack(each))
+    assert variance > 0
+    assert metrics["grad/variance"] == pytest.approx(variance, rel=1e-3)
+    assert metrics["grad/square"] == pytest.approx(square, rel=1e-3, abs=1e-4 * variance)
+
+
+def test_one_block_measures_no_moments_but_still_the_norms(small, trainer_of):
+    _, _, metrics = one_step(trainer_of(replace(small, gradient_blocks=1)), precise=False)
+    assert metrics["grad/norm_sft"] > 0 and metrics["grad/norm_rl"] > 0
+    assert 0 < metrics["offline/gradient"] < 1
+    assert "grad/variance" not in metrics
+
+
+@pytest.mark.parametrize("size", [256, 2048])
+def test_a_sketch_keeps_products_on_average_and_its_error_is_as_stated(size):
+    torch.manual_seed(2)
+    shapes = [torch.zeros(40, 30), torch.zeros(17), torch.zeros(300, 11)]
+    one, other = ([torch.randn_like(s) for s in shapes] for _ in range(2))
+    mixed = [0.5 * a + b for a, b in zip(one, other, strict=True)]
+    flat = [torch.cat([g.flatten() for g in each]) for each in (one, mixed)]
+    squares, products = [], []
+    for seed in range(400):
+        sketch = Sketch(shapes, size, seed)
+        a, b = sketch(one), sketch(mixed)
+        torch.testing.assert_close(sketch([g + h for g, h in zip(one, mixed, strict=True)]), a + b)
+        squares.append(float(a @ a / (flat[0] @ flat[0])))
+        products.append(float(a @ b / (flat[0] @ flat[1])))
+    error = torch.tensor(squares).std()
+    assert torch.tensor(squares).mean() == pytest.approx(1, abs=4 * float(error) / 20)
+    assert torch.tensor(products).mean() == pytest.approx(1, abs=8 * float(error) / 20)
+    assert float(error) == pytest.approx((2 / size) ** 0.5, rel=0.25)
+
+
+def test_a_short_gradient_is_kept_whole():
+    parameters = [torch.zeros(3), torch.zeros(2, 2)]
+    found = Sketch(parameters, 7)([torch.ones(3), None])
+    assert found.tolist() == [1, 1, 1, 0, 0, 0, 0]
+
+
+def test_ratios_are_of_windowed_sums_and_left_out_where_undefined():
+    once = {
+        "grad/variance": 2.0,
+        "grad/square": 1.0,
+        "grad/square_rl": 4.0,
+        "grad/square_sft": 1.0,
+        "grad/inner_sft_rl": -1.0,
+    }
+    recent = windowed(windowed({}, once), {**once, "grad/inner_sft_rl": 1.0})
+    found = ratios(recent, questions=8)
+    assert found["grad/noise_scale"] == pytest.approx(16)
+    assert found["grad/cosine_sft_rl"] == pytest.approx((1 - 0.9) / 1.9 / 2)
+    assert found["grad/share_sft"] == pytest.approx(1 / 3)
+    assert ratios({**once, "grad/square": -1.0, "grad/square_sft": 0.0}, 8) == {}

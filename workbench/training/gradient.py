@@ -1,0 +1,143 @@
+"""The gradient, measured while it is made: its variance, and how its two streams get along.
+
+An optimizer step is cut into blocks of whole questions. Each block's gradient is an independent
+estimate, so that their spread tells the variance of the whole step, and products across blocks are
+free of the noise that a product within one has. The blocks are fixed by the recipe: unlike proxies
+from micro-batches, nothing here depends on memory.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SKETCH = 16_384  # dimensions in training: the standard error of a squared length is then 1.1%
+WINDOW = 0.9  # what an update keeps of the sums before it: about ten updates count
+
+
+class Sketch:
+    """A seeded linear map of gradients to `size` numbers that keeps their products on average.
+
+    Every entry is added, with a random sign, to one of `size` sums (a count sketch, Charikar et
+    al. 2002, whose sums are chosen by position). The relative standard error of a squared length is
+    about sqrt(2 / size). Where the gradient is not longer than `size`, or `size` is None, it is
+    kept whole.
+
+    Args:
+        parameters: whose gradients are mapped, always in this order.
+        size: how many numbers.
+        seed: of the signs.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], size: int | None, seed: int = 0) -> None:
+        parameters = list(parameters)
+        self._lengths = [p.numel() for p in parameters]
+        self.length = sum(self._lengths)
+        self.exact = size is None or self.length <= size
+        self.size = self.length if self.exact else size or 0
+        generator = torch.Generator().manual_seed(seed)
+        self._signs, self._starts = [], []
+        for parameter in [] if self.exact else parameters:
+            bits = torch.randint(0, 2, (parameter.numel(),), generator=generator, dtype=torch.int8)
+            self._signs.append((2 * bits - 1).to(parameter.device))
+            self._starts.append(int(torch.randint(0, self.size, (1,), generator=generator)))
+
+    def __call__(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """The numbers [size] of one gradient; a None, of a parameter without one, is zeros."""
+        device = next((g.device for g in gradients if g is not None), torch.device("cpu"))
+        if self.exact:
+            zeros = [torch.zeros(n, device=device) for n in self._lengths]
+            return torch.cat(
+                [z if g is None else _flat(g) for g, z in zip(gradients, zeros, strict=True)]
+            )
+        total = torch.zeros(self.size, device=device)
+        for gradient, signs, start in zip(gradients, self._signs, self._starts, strict=True):
+            if gradient is not None:
+                total += _folded(_flat(gradient) * signs, self.size).roll(start)
+        return total
+
+
+def _flat(gradient: Tensor) -> Tensor:
+    return gradient.detach().float().flatten()
+
+
+def _folded(values: Tensor, size: int) -> Tensor:
+    """The sum of consecutive pieces of `size` numbers."""
+    whole = len(values) // size * size
+    folded = values[:whole].view(-1, size).sum(dim=0)
+    folded[: len(values) - whole] += values[whole:]
+    return folded
+
+
+def blocks_of(questions: int, blocks: int) -> list[int]:
+    """Which of `blocks` blocks each question of a step is in: equal ones, as far as they go."""
+    blocks = min(blocks, questions)
+    return [question * blocks // questions for question in range(questions)]
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """The parts of one step's gradient, by stream and block of questions.
+
+    Attributes:
+        rollouts, demonstrations: [block, dimension]; they add up to the step's gradient.
+        sizes: [block], questions in each.
+    """
+
+    rollouts: Tensor
+    demonstrations: Tensor
+    sizes: Tensor
+
+    def product(self, one: Tensor, other: Tensor) -> tuple[float, float]:
+        """Covariance (its trace) and product of the means of two parts of the step's gradient.
+
+        Both without bias where questions are independent draws. A block of m of the step's Q
+        questions has Q/m times its part as an estimate of the whole; what the sum of squares of
+        these exceeds that of the step is noise.
+        """
+        count, questions = len(self.sizes), self.sizes.sum()
+        here = float(one.sum(dim=0) @ other.sum(dim=0))
+        apart = float(((one * other).sum(dim=1) * questions / self.sizes).sum())
+        covariance = (apart - here) / (count - 1)
+        return covariance, here - covariance
+
+    @property
+    def norms(self) -> tuple[float, float]:
+        """Lengths of the demonstrations' and the rollouts' part, noise and all."""
+        both = (self.demonstrations, self.rollouts)
+        sft, rl = (float(each.sum(dim=0).norm()) for each in both)
+        return sft, rl
+
+    def moments(self) -> dict[str, float]:
+        """Unbiased moments of the step's gradient, by metric name; needs two blocks."""
+        noise_rl, square_rl = self.product(self.rollouts, self.rollouts)
+        noise_sft, square_sft = self.product(self.demonstrations, self.demonstrations)
+        common, inner = self.product(self.rollouts, self.demonstrations)
+        return {
+            "grad/variance": noise_rl + noise_sft + 2 * common,
+            "grad/square": square_rl + square_sft + 2 * inner,
+            "grad/square_rl": square_rl,
+            "grad/square_sft": square_sft,
+            "grad/inner_sft_rl": inner,
+        }
+
+
+def windowed(recent: dict[str, float], moments: dict[str, float]) -> dict[str, float]:
+    """Sums of moments over the last updates, each counting less than the one after it."""
+    return {key: WINDOW * recent.get(key, 0.0) + value for key, value in moments.items()}
+
+
+def ratios(recent: dict[str, float], questions: int) -> dict[str, float]:
+    """Ratios of windowed sums, by metric name: a ratio of one step's estimates would be biased.
+
+    What is not defined, because a squared length is not yet above its noise, is left out.
+    """
+    found = {}
+    sft, rl = recent["grad/square_sft"], recent["grad/square_rl"]
+    if recent["grad/square"] > 0:
+        found["grad/noise_scale"] = questions * recent["grad/variance"] / recent["grad/square"]
+    if sft > 0 and rl > 0:
+        found["grad/cosine_sft_rl"] = recent["grad/inner_sft_rl"] / (sft * rl) ** 0.5
+        found["grad/share_sft"] = sft**0.5 / (sft**0.5 + rl**0.5)
+    return found
