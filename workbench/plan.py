@@ -14,7 +14,7 @@ from typing import Any
 from workbench import models, provenance
 from workbench.identity import fingerprint, replace
 from workbench.problems import Dataset, loaders
-from workbench.recipe import Measurement, Recipe, Start
+from workbench.recipe import Measurement, Probe, Recipe, Start
 from workbench.records import Run, cells_root, read_json, run_of
 from workbench.schema import File
 from workbench.study import Cell, Study, describe
@@ -36,7 +36,8 @@ class Job:
     Attributes:
         label: the arm it is trained for.
         measurements: evaluations of its last checkpoint.
-        keep: steps whose checkpoints other runs start from.
+        probes: measurements of the gradient at its checkpoints.
+        keep: steps whose checkpoints other runs start from, or a probe is at.
         needs: directory of the run that it starts from.
         also: labels of other arms that are the same estimator.
     """
@@ -46,6 +47,7 @@ class Job:
     seed: int
     run: Run
     measurements: tuple[Measurement, ...] = ()
+    probes: tuple[Probe, ...] = ()
     keep: tuple[int, ...] = ()
     needs: Path | None = None
     also: tuple[str, ...] = ()
@@ -62,7 +64,10 @@ class Job:
             return ["a result"]
         kept = [n for n in self.keep if not self.run.checkpoint_path(n).exists()]
         unmeasured = [m for m in self.measurements if not self.run.evaluation_path(m).exists()]
-        return [f"the checkpoint of step {n}" for n in kept] + [m.suite for m in unmeasured]
+        lost = [f"the checkpoint of step {n}" for n in kept]
+        probes = [p for p in self.probes if not self.run.probe_path(p).exists()]
+        at = [f"the probe of step {p.step} at distance {p.distance}" for p in probes]
+        return lost + [m.suite for m in unmeasured] + at
 
     @property
     def done(self) -> bool:
@@ -144,7 +149,9 @@ def jobs(study: Study, root: Path) -> list[Job]:
         label = planned.same_as or cell.label
         if planned.same_as is not None and cell.label not in also.setdefault(path, []):
             also[path].append(cell.label)
-        job = Job(label, study.recipes[label], seed_of(cell), planned.run, measured[label])
+        recipe, probes = study.recipes[label], tuple(study.probes)
+        keep = tuple(sorted({p.step for p in probes if p.step}))
+        job = Job(label, recipe, seed_of(cell), planned.run, measured[label], probes, keep)
         found.setdefault(path, job)
     for job in list(found.values()):
         _add_sources(job, root, found)
@@ -199,6 +206,8 @@ def validate(study: Study) -> None:
             _check_model(each, checked)
             _check_data(label, each)
         measurements(study, recipe)
+        for probe in study.probes:
+            _check_probe(label, recipe, probe)
     for suite, _ in study.evaluation.more:
         if study.evaluation.suites and suite not in study.evaluation.suites:
             raise ValueError(
@@ -241,6 +250,33 @@ def _check_data(label: str, recipe: Recipe) -> None:
         )
     if recipe.method is not None and recipe.method.needs_demonstrations:
         _check_demonstrations(label, recipe, data)
+
+
+def _check_probe(label: str, recipe: Recipe, probe: Probe) -> None:
+    last = steps_of(recipe)
+    if probe.step > last:
+        raise ValueError(
+            f"a probe is at step {probe.step}, but arm {label!r} has {last} steps; use at most that"
+        )
+    if probe.distance and probe.along is None and recipe.method is None:
+        raise ValueError(
+            f"a probe has distance {probe.distance}, but arm {label!r} has no method to go along; "
+            "say one: Probe(..., along=upge.grpo())"
+        )
+    if probe.distance > recipe.questions:
+        raise ValueError(
+            f"a probe has distance {probe.distance}, but a batch of arm {label!r} has "
+            f"{recipe.questions} questions and every optimizer step needs one"
+        )
+    data = loaders.load(recipe.data)
+    if probe.questions > len(data.train):
+        raise ValueError(
+            f"a probe takes {probe.questions} questions, but data {data.name!r} has only "
+            f"{len(data.train)}; use at most that"
+        )
+    for method in probe.methods:
+        if method.needs_demonstrations:
+            _check_demonstrations(label, replace(recipe, method=method), data)
 
 
 def _check_demonstrations(label: str, recipe: Recipe, data: Dataset) -> None:

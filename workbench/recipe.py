@@ -48,6 +48,11 @@ class Objective(Component):
         """Whether the policy needs a value head."""
         return False
 
+    @property
+    def has_auxiliary(self) -> bool:
+        """Whether losses beside the estimators are added."""
+        return False
+
 
 class Data(Component):
     """Questions with golds, demonstrations and test suites.
@@ -330,3 +335,65 @@ class Measurement(Component):
     max_tokens: int
     seed: int
     problems: int | None = None
+
+
+class Probe(Component):
+    """A measurement of the gradient at one checkpoint: bias and variance of each of some methods.
+
+    `replicates` independent steps over the same questions, each with rollouts of its own, which
+    all methods share. `grid(Probe, methods=[...], step=[0, 24], distance=[0, 4])` makes several.
+
+    Attributes:
+        methods: what is measured; bare estimators train on rollouts alone.
+        step: of the checkpoint; 0 is the model that training begins with.
+        distance: optimizer steps between the policy that the rollouts come from (the checkpoint)
+            and the current one. At 0 they are the same, and ratios and their masks cannot act.
+        along: the method whose updates make that distance; the recipe's own unless given.
+        questions: training questions, the first of the data's.
+        replicates: independent steps; 3 at least.
+        rollouts: of each question in each replicate.
+        mu: weights of the demonstrations in the objective J_mu that is taken for the truth.
+        bands: solve rates that divide the questions; a band goes from above one to the next.
+        difficulty_samples: answers a question that the solve rate is taken from, drawn apart.
+        sketch: numbers that a gradient is mapped to; None keeps it whole.
+        seed: of the rollouts.
+    """
+
+    methods: tuple[Objective, ...]
+    step: int = 0
+    distance: int = 0
+    along: Objective | None = None
+    questions: int = 48
+    replicates: int = 12
+    rollouts: int = 8
+    mu: tuple[float, ...] = (0.0,)
+    bands: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
+    difficulty_samples: int = 32
+    sketch: int | None = 16_384
+    seed: int = 0
+
+    def check(self) -> None:
+        require(len(self.methods) > 0, self, "methods", "one method or more")
+        require(self.step >= 0, self, "step", "0 or more")
+        require(self.distance >= 0, self, "distance", "0 or more optimizer steps")
+        require(self.questions >= 2, self, "questions", "at least 2")
+        require(self.replicates >= 3, self, "replicates", "at least 3")
+        require(self.rollouts >= 2, self, "rollouts", "at least 2, as the truth is leave-one-out")
+        require(len(self.mu) > 0 and min(self.mu) >= 0, self, "mu", "weights of 0 or more")
+        inside = all(0 <= b < 1 for b in self.bands) and list(self.bands) == sorted(set(self.bands))
+        require(inside, self, "bands", "rising solve rates, from 0 to below 1")
+        require(self.difficulty_samples >= 1, self, "difficulty_samples", "at least 1")
+        require(self.sketch is None or self.sketch >= 64, self, "sketch", "at least 64, or None")
+        full = tuple(method.as_method() for method in self.methods)
+        object.__setattr__(self, "methods", full)
+        for method in (*full, *(() if self.along is None else (self.along,))):
+            if method.needs_values:
+                raise ValueError(
+                    f"Probe cannot measure {method.label}: its advantage needs a trained value "
+                    "head, which a checkpoint of another method lacks; use upge.grpo() or another"
+                )
+            if method.has_auxiliary and method in full:
+                raise ValueError(
+                    f"Probe cannot measure {method.label}: its auxiliary losses are not estimates "
+                    "of the gradient of J; leave them out, as in hpt_released(entropy_bonus=0)"
+                )

@@ -8,6 +8,7 @@
         questions.jsonl   one line a step: rollout accuracy and gate weights of each question
         checkpoints/      step-<n>/ with safetensors and a manifest of checksums
         evaluations/      <suite>-<hash8>.parquet, correct counts by problem
+        probes/           <what>-<hash8>.parquet, moments of the gradient, beside what was asked
         rollouts/         step-<n>.parquet, a sample of what the policy wrote
         result.json       renamed in last: training is finished
         failure.json      why the last attempt ended without a result
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from workbench.identity import canonical, fingerprint, imports, restore
-from workbench.recipe import Measurement, Recipe
+from workbench.recipe import Measurement, Probe, Recipe
 from workbench.schema import File
 from workbench.study import describe, flatten
 
@@ -161,6 +162,24 @@ class Run:
         """Where that measurement of the final checkpoint is, or will be."""
         name = f"{measurement.suite}-{fingerprint(measurement)[:8]}.parquet"
         return self.path / File.EVALUATIONS / name
+
+    def probe_path(self, probe: Probe) -> Path:
+        """Where the moments of that probe are, or will be."""
+        digest = fingerprint(probe)[:8]
+        name = f"step-{probe.step:06d}-distance-{probe.distance}-{digest}.parquet"
+        return self.path / File.PROBES / name
+
+    def ask(self, probe: Probe) -> str:
+        """Writes down what a probe is, for the worker; returns the name that it finds it by."""
+        path = self.probe_path(probe).with_suffix(".json")
+        if not path.exists():
+            write_json(path, {"probe": canonical(probe), "classes": imports(probe)})
+        return path.name
+
+    def asked(self, name: str) -> Probe:
+        """The probe that was written down under a name; imports the modules of its components."""
+        found = read_json(self.path / File.PROBES / name)
+        return restore(found["probe"], found["classes"])
 
     def checkpoint_path(self, step: int) -> Path:
         return self.path / File.CHECKPOINTS / f"step-{step:06d}"

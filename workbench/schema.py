@@ -98,6 +98,7 @@ class File:
     QUESTIONS = "questions.jsonl"
     CHECKPOINTS = "checkpoints"
     EVALUATIONS = "evaluations"
+    PROBES = "probes"
     ROLLOUTS = "rollouts"
     LOG = "worker.log"
     FAILURE = "failure.json"

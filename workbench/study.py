@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from workbench.identity import Component, field_names, fingerprint, nearest
-from workbench.recipe import Evaluation, Recipe
+from workbench.recipe import Evaluation, Probe, Recipe
 from workbench.resources import Resources
 
 T = TypeVar("T", bound=Component)
@@ -58,6 +58,7 @@ class Study:
         arms: recipes by label; bare recipes are labelled by what tells them apart.
         seeds: one run for each.
         evaluation: on the test suites, after training.
+        probes: measurements of the gradient, each at a checkpoint of every arm.
         resources: what a cell may use; never part of a result.
         question: what the study asks; the study file's docstring where it is empty.
 
@@ -69,6 +70,7 @@ class Study:
     arms: Arms
     seeds: Iterable[int] = (0,)
     evaluation: Evaluation = Evaluation()
+    probes: Iterable[Probe] = ()
     resources: Resources = Resources()
     question: str = field(default="", compare=False)
 
@@ -80,6 +82,7 @@ class Study:
             )
         object.__setattr__(self, "arms", labelled(self.arms))
         object.__setattr__(self, "seeds", tuple(self.seeds))
+        object.__setattr__(self, "probes", tuple(self.probes))
         if not self.seeds:
             raise ValueError(f"study {self.name!r} has no seeds; for example seeds=range(3)")
         for seed in self.seeds:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import provenance
-from workbench.recipe import Measurement
+from workbench.recipe import Measurement, Probe
 from workbench.records import Held, Run, read_lines, remove_tree
 from workbench.resources import Resources
 from workbench.schema import File
@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--root", type=Path, help="the tracking folder; of the run unless given")
     parser.add_argument("--resources", default="{}", help="fields of Resources, as JSON")
     parser.add_argument("--measurements", default="[]", help="fields of Measurements, as JSON")
+    parser.add_argument("--probes", default="", help="names of probes that are written down")
     parser.add_argument("--keep", default="", help="steps whose checkpoints others start from")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
@@ -55,7 +56,8 @@ def _work(run: Run, options: argparse.Namespace) -> int:
         resources = Resources(**json.loads(options.resources))
         measurements = [Measurement(**each) for each in json.loads(options.measurements)]
         keep = [int(step) for step in options.keep.split(",") if step]
-        _complete(run, resources, measurements, keep, stopping)
+        probes = [run.asked(name) for name in options.probes.split(",") if name]
+        _complete(run, resources, measurements, probes, keep, stopping)
     except Interrupted as error:
         log.info("%s", error)
         run.fail("interrupted", str(error))
@@ -88,6 +90,7 @@ def _complete(
     run: Run,
     resources: Resources,
     measurements: list[Measurement],
+    probes: list[Probe],
     keep: list[int],
     stopping: _Stopping,
 ) -> None:
@@ -102,6 +105,8 @@ def _complete(
     missing = [m for m in measurements if not run.evaluation_path(m).exists()]
     if missing:
         _measure(run, resources, missing, stopping)
+    for plan in probes:
+        _probe(run, resources, plan, stopping)
     (run.path / File.FAILURE).unlink(missing_ok=True)
 
 
@@ -167,6 +172,14 @@ def _measure(
         if stopping():
             raise Interrupted(f"stopped before measuring {measurement.suite}")
         measure(run, policy, engine, data, measurement)
+
+
+def _probe(run: Run, resources: Resources, plan: Probe, stopping: _Stopping) -> None:
+    from workbench.training.probe import probe
+    from workbench.training.trainer import open_checkpoint
+
+    if not run.probe_path(plan).exists():
+        probe(run, open_checkpoint(run, plan.step, resources), plan, stopping)
 
 
 if __name__ == "__main__":

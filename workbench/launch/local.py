@@ -208,7 +208,8 @@ class Launcher:
         command = [sys.executable, "-m", "workbench", "worker", str(job.run.path)]
         command += ["--root", str(self.root), "--resources", json.dumps(asdict(self.resources))]
         command += ["--measurements", measurements_json(job)]
-        return [*command, "--keep", ",".join(map(str, job.keep))]
+        command += ["--keep", ",".join(map(str, job.keep))]
+        return [*command, "--probes", ",".join(job.run.ask(probe) for probe in job.probes)]
 
     def _progress(self, worker: Worker) -> Iterator[Event]:
         rows = worker.progress.rows()

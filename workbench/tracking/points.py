@@ -99,8 +99,8 @@ def _timeless(row: Row) -> str:
 
 
 def evaluation_identity(job: Job) -> str:
-    """Which measurements a mirrored run shows."""
-    return fingerprint(job.measurements)[:16]
+    """Which measurements and probes a mirrored run shows."""
+    return fingerprint((*job.measurements, *job.probes))[:16]
 
 
 def evaluation_points(job: Job) -> list[Point]:
@@ -163,6 +163,9 @@ def write_artifacts(job: Job, folder: Path) -> None:
     for source in measured:
         (folder / File.EVALUATIONS).mkdir(exist_ok=True)
         shutil.copy(source, folder / File.EVALUATIONS / source.name)
+    for source in [p for each in job.probes if (p := job.run.probe_path(each)).exists()]:
+        (folder / File.PROBES).mkdir(exist_ok=True)
+        shutil.copy(source, folder / File.PROBES / source.name)
     table = rollouts_table(path / File.ROLLOUTS)
     if table is not None:
         (folder / ROLLOUTS_TABLE).write_text(table)

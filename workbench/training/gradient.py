@@ -13,16 +13,19 @@ import torch
 from torch import Tensor
 
 SKETCH = 16_384  # dimensions in training: the standard error of a squared length is then 1.1%
+_ROWS = 1024  # of a sketch that are added up at once
 WINDOW = 0.9  # what an update keeps of the sums before it: about ten updates count
 
 
 class Sketch:
     """A seeded linear map of gradients to `size` numbers that keeps their products on average.
 
-    Every entry is added, with a random sign, to one of `size` sums (a count sketch, Charikar et
-    al. 2002, whose sums are chosen by position). The relative standard error of a squared length is
-    about sqrt(2 / size). Where the gradient is not longer than `size`, or `size` is None, it is
-    kept whole.
+    Every entry is added, with a random sign, to one of `size` sums: a count sketch (Charikar et al.
+    2002) whose sums are chosen by position. Laid out in rows of `size`, an entry's sign is that of
+    row + column in one random sequence: entries of one sum never share a sign, which is all that
+    the average needs, and the signs take no memory to speak of. The relative standard error of a
+    squared length is about sqrt(2 / size). A gradient that is not longer than `size`, or any where
+    `size` is None, is kept whole.
 
     Args:
         parameters: whose gradients are mapped, always in this order.
@@ -33,41 +36,35 @@ class Sketch:
     def __init__(self, parameters: Iterable[Tensor], size: int | None, seed: int = 0) -> None:
         parameters = list(parameters)
         self._lengths = [p.numel() for p in parameters]
-        self.length = sum(self._lengths)
-        self.exact = size is None or self.length <= size
-        self.size = self.length if self.exact else size or 0
+        length = sum(self._lengths)
+        self.exact = size is None or length <= size
+        self.size = length if self.exact else size or 0
+        rows = -(-length // self.size)
         generator = torch.Generator().manual_seed(seed)
-        self._signs, self._starts = [], []
-        for parameter in [] if self.exact else parameters:
-            bits = torch.randint(0, 2, (parameter.numel(),), generator=generator, dtype=torch.int8)
-            self._signs.append((2 * bits - 1).to(parameter.device))
-            self._starts.append(int(torch.randint(0, self.size, (1,), generator=generator)))
+        bits = torch.randint(0, 2, (rows + self.size,), generator=generator)
+        self._signs = (2.0 * bits - 1).to(parameters[0].device)
 
     def __call__(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """The numbers [size] of one gradient; a None, of a parameter without one, is zeros."""
-        device = next((g.device for g in gradients if g is not None), torch.device("cpu"))
+        device = self._signs.device
+        flat = torch.cat(
+            [
+                torch.zeros(n, device=device) if g is None else g.detach().float().flatten()
+                for g, n in zip(gradients, self._lengths, strict=True)
+            ]
+        )
         if self.exact:
-            zeros = [torch.zeros(n, device=device) for n in self._lengths]
-            return torch.cat(
-                [z if g is None else _flat(g) for g, z in zip(gradients, zeros, strict=True)]
-            )
+            return flat
+        rows = len(flat) // self.size
         total = torch.zeros(self.size, device=device)
-        for gradient, signs, start in zip(gradients, self._signs, self._starts, strict=True):
-            if gradient is not None:
-                total += _folded(_flat(gradient) * signs, self.size).roll(start)
+        for first in range(0, rows, _ROWS):
+            count = min(_ROWS, rows - first)
+            part = flat[first * self.size : (first + count) * self.size].view(count, self.size)
+            signs = self._signs[first:].as_strided((count, self.size), (1, 1))
+            total += (part * signs).sum(dim=0)
+        rest = flat[rows * self.size :]
+        total[: len(rest)] += rest * self._signs[rows : rows + len(rest)]
         return total
-
-
-def _flat(gradient: Tensor) -> Tensor:
-    return gradient.detach().float().flatten()
-
-
-def _folded(values: Tensor, size: int) -> Tensor:
-    """The sum of consecutive pieces of `size` numbers."""
-    whole = len(values) // size * size
-    folded = values[:whole].view(-1, size).sum(dim=0)
-    folded[: len(values) - whole] += values[whole:]
-    return folded
 
 
 def blocks_of(questions: int, blocks: int) -> list[int]:

@@ -89,10 +89,24 @@ def open_trainer(run: Run, resources: Resources) -> Trainer:
 
     Records beyond the checkpoint are set aside, so that the run goes on from one moment.
     """
-    recipe, seed = run.recipe(), run.seed
     at = checkpoint.latest(run)
+    trainer = open_checkpoint(run, at or 0, resources)
+    if at is not None:
+        path = run.checkpoint_path(at)
+        saved = checkpoint.load_optimizer(path, trainer.policy, trainer.optimizer)
+        trainer.progress = Progress(**saved)
+    return trainer
+
+
+def open_checkpoint(run: Run, step: int, resources: Resources) -> Trainer:
+    """A trainer with the weights after some steps of the run, and an optimizer without a past.
+
+    Raises:
+        FileNotFoundError: the checkpoint was not kept.
+    """
+    recipe, seed = run.recipe(), run.seed
     origin = initial_weights(run, recipe, seed)
-    policy = open_policy(recipe, origin if at is None else str(run.checkpoint_path(at)), resources)
+    policy = open_policy(recipe, str(kept(run, step)) if step else origin, resources)
     method = recipe.method
     needs_base = isinstance(method, upge.Method) and method.needs_base
     base = open_policy(recipe, origin, resources).frozen() if needs_base else None
@@ -105,13 +119,12 @@ def open_trainer(run: Run, resources: Resources) -> Trainer:
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    progress = Progress()
-    if at is not None:
-        progress = Progress(**checkpoint.load_optimizer(run.checkpoint_path(at), policy, optimizer))
     engine = open_engine(policy, resources)
     data = load(recipe.data)
     sketch = Sketch(policy.model.parameters(), SKETCH)
-    return Trainer(recipe, seed, resources, data, policy, engine, optimizer, progress, sketch, base)
+    return Trainer(
+        recipe, seed, resources, data, policy, engine, optimizer, Progress(), sketch, base
+    )
 
 
 def initial_weights(run: Run, recipe: Recipe, seed: int) -> str:
@@ -122,17 +135,26 @@ def initial_weights(run: Run, recipe: Recipe, seed: int) -> str:
     """
     if recipe.start is None:
         return locate(recipe.model)
-    root = run.path.parents[2]
-    source = run_of(root, recipe.start.recipe, seed)
-    path = source.checkpoint_path(recipe.start.step)
+    source = run_of(run.path.parents[2], recipe.start.recipe, seed)
+    return str(kept(source, recipe.start.step))
+
+
+def kept(run: Run, step: int) -> Path:
+    """The folder of a whole checkpoint.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        checkpoint.Corrupt: it is not what its manifest says.
+    """
+    path = run.checkpoint_path(step)
     if not path.exists():
-        kept = ", ".join(str(step) for step in checkpoint.steps(source)) or "none"
+        there = ", ".join(str(each) for each in checkpoint.steps(run)) or "none"
         raise FileNotFoundError(
-            f"{path} is not there (checkpoints kept: {kept}); train its run with this step kept: "
-            f"--keep {recipe.start.step}"
+            f"{path} is not there (checkpoints kept: {there}); train its run with this step kept: "
+            f"--keep {step}"
         )
-    checkpoint.verify(Path(path))
-    return str(path)
+    checkpoint.verify(path)
+    return path
 
 
 # --- sample and grade -----------------------------------------------------------------------------
@@ -144,7 +166,7 @@ def sample(trainer: Trainer, problems: list[Problem], step: int) -> list[list[Re
         return [[] for _ in problems]
     requests = [
         Request(
-            _prompt(trainer, problem),
+            prompt_of(trainer, problem),
             trainer.recipe.rollouts,
             seed_of(trainer.seed, "rollout", step, index),
         )
@@ -154,12 +176,19 @@ def sample(trainer: Trainer, problems: list[Problem], step: int) -> list[list[Re
 
 
 def grade(
-    trainer: Trainer, problems: list[Problem], rollouts: list[list[Response]]
+    trainer: Trainer,
+    problems: list[Problem],
+    rollouts: list[list[Response]],
+    demonstrations: bool | None = None,
 ) -> list[Sequence]:
-    """All sequences of the step: graded rollouts, and demonstrations where the method uses them."""
+    """All sequences of the step: graded rollouts, and demonstrations where the method uses them.
+
+    `demonstrations` says whether they are taken, in place of the method.
+    """
+    demonstrated = trainer.method.needs_demonstrations if demonstrations is None else demonstrations
     found = []
     for question, (problem, responses) in enumerate(zip(problems, rollouts, strict=True)):
-        prompt = _prompt(trainer, problem)
+        prompt = prompt_of(trainer, problem)
         for response in responses:
             text = trainer.policy.decode(response.tokens)
             found.append(
@@ -174,7 +203,7 @@ def grade(
                     engine_logprobs=response.logprobs,
                 )
             )
-        if trainer.method.needs_demonstrations and problem.demonstration is not None:
+        if demonstrated and problem.demonstration is not None:
             tokens = (*trainer.policy.encode(problem.demonstration), min(trainer.policy.end))
             limit = trainer.recipe.sampling.max_tokens
             found.append(
@@ -192,7 +221,8 @@ def grade(
     return found
 
 
-def _prompt(trainer: Trainer, problem: Problem) -> tuple[int, ...]:
+def prompt_of(trainer: Trainer, problem: Problem) -> tuple[int, ...]:
+    """The token ids that a question is asked with."""
     return trainer.policy.encode(trainer.data.prompt.format(question=problem.question), True)
 
 
@@ -204,12 +234,20 @@ def collate(trainer: Trainer, sequences: list[Sequence]) -> upge.TokenBatch:
 
     Demonstrations that the gate gives no weight are not scored: nothing reads them.
     """
+    batch = unscored(trainer, sequences)
+    _, beta = trainer.method.gate_weights(batch)
+    read = ~batch.demonstration | (beta[batch.question] != 0)
+    score_rows(trainer, sequences, batch, read.nonzero()[:, 0].tolist())
+    return batch
+
+
+def unscored(trainer: Trainer, sequences: list[Sequence]) -> upge.TokenBatch:
+    """The sequences as a batch in which every log-probability is still 0."""
     device = trainer.policy.device
     trained = pad(sequences, trainer.policy.pad, device).trained
     zeros = torch.zeros(trained.shape, device=device)
     correct = torch.tensor([s.correct for s in sequences], device=device)
-    method = trainer.method
-    batch = upge.TokenBatch(
+    return upge.TokenBatch(
         logprobs=zeros,
         old_logprobs=zeros.clone(),
         trained=trained,
@@ -218,20 +256,17 @@ def collate(trainer: Trainer, sequences: list[Sequence]) -> upge.TokenBatch:
         demonstration=torch.tensor([s.demonstration for s in sequences], device=device),
         correct=correct,
         old_entropy=zeros.clone(),
-        values=zeros.clone() if method.needs_values else None,
-        base_logprobs=zeros.clone() if method.needs_base else None,
+        values=zeros.clone() if trainer.policy.value_head is not None else None,
+        base_logprobs=zeros.clone() if trainer.base is not None else None,
         step=trainer.progress.updates,
     )
-    _, beta = method.gate_weights(batch)
-    read = ~batch.demonstration | (beta[batch.question] != 0)
-    with torch.no_grad():
-        _fill_old_policy(trainer, sequences, batch, read.nonzero()[:, 0].tolist())
-    return batch
 
 
-def _fill_old_policy(
+@torch.no_grad()
+def score_rows(
     trainer: Trainer, sequences: list[Sequence], batch: upge.TokenBatch, rows: list[int]
 ) -> None:
+    """Fills in what the policy, as it is, says of some rows."""
     for micro in micro_batches(sequences, rows, trainer.micro_batch):
         padded = pad([sequences[r] for r in micro], trainer.policy.pad, trainer.policy.device)
         old = trainer.policy.score(padded, entropy=True)

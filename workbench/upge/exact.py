@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import jacrev
 
+from workbench.moments import Array, Moments
 from workbench.upge.advantages import GAE, BatchNormalized
 from workbench.upge.aggregations import PerStream
 from workbench.upge.batch import TokenBatch
@@ -232,54 +234,27 @@ def true_gradient(
 
 
 @dataclass(frozen=True)
-class Moments:
-    """The first two moments of an estimator against the true gradient.
+class Exact(Moments):
+    """The first two moments of an estimator, enumerated: see `Moments` for what follows from them.
+
+    The variance is that of one step with all questions, `rollouts` each.
 
     Attributes:
         mean: E[g], [parameter].
         truth: the gradient of J_mu, [parameter].
-        variance: the trace of Cov[g] for one step with all questions, `rollouts` each.
         bias_denominator: |E g - g*|^2 with the mask taken away.
         bias_mask: |E g - E g without the mask|^2.
     """
 
     mean: Tensor
     truth: Tensor
-    variance: float
     bias_denominator: float
     bias_mask: float
 
     @property
-    def bias_squared(self) -> float:
-        """|E g - g*|^2."""
-        return float((self.mean - self.truth).square().sum())
-
-    @property
-    def mse(self) -> float:
-        """E |g - g*|^2."""
-        return self.bias_squared + self.variance
-
-    @property
-    def cosine(self) -> float:
-        """Of E g with the true gradient."""
-        return float(torch.cosine_similarity(self.mean, self.truth, dim=0))
-
-    @property
-    def relative_bias(self) -> float:
-        """The bias that no rescaling removes: the sine of the angle to the true gradient."""
-        return max(0.0, 1 - self.cosine**2) ** 0.5
-
-    @property
-    def scale_free_error(self) -> float:
-        """min over s of E |s g - g*|^2 / |g*|^2: what estimators of any scale are compared by."""
-        along = float(self.mean @ self.truth) ** 2
-        power = float(self.mean.square().sum()) + self.variance
-        return 1 - along / (power * float(self.truth.square().sum())) if power > 0 else 1.0
-
-    @property
-    def noise_scale(self) -> float:
-        """tr Cov / |E g|^2 (McCandlish et al. 2018), for steps of this size."""
-        return self.variance / float(self.mean.square().sum())
+    def bias_squared(self) -> Array:
+        """|E g - g*|^2, without the rounding of a difference of squares."""
+        return (self.mean - self.truth).square().sum().numpy()
 
 
 def moments(
@@ -290,7 +265,7 @@ def moments(
     rollouts: int = 2,
     old: Tensor | None = None,
     mu: float = 0.0,
-) -> Moments:
+) -> Exact:
     """Bias and variance of a method's gradient, by summing over every group of responses.
 
     Rollouts come from the policy at `old` (at `theta` unless given), one demonstration a question
@@ -319,10 +294,13 @@ def moments(
         bare = _group_gradients(plain, world, groups, *one) / world.questions
         unmasked = unmasked + groups.probability @ bare
     truth = true_gradient(policy, theta, mu)
-    return Moments(
-        mean,
-        truth,
-        max(0.0, variance),
+    return Exact(
+        inner=(mean @ truth).numpy(),
+        square=(mean @ mean).numpy(),
+        truth_square=(truth @ truth).numpy(),
+        variance=np.array(max(0.0, variance)),
+        mean=mean,
+        truth=truth,
         bias_denominator=float((unmasked - truth).square().sum()),
         bias_mask=float((mean - unmasked).square().sum()),
     )
@@ -388,20 +366,12 @@ def _group_gradients(
             demonstration=demonstration,
             old_entropy=torch.zeros_like(current[rows]),
         )
-        weights = token_weights(method, batch) * count  # a step averages over its questions
+        weights = (
+            method.prepare(batch).token_weights() * count
+        )  # a step averages over its questions
         per_row = torch.einsum("rt,rtp->rp", weights, gradients[rows])
         found.append(per_row.view(count, size, -1).sum(dim=1))
     return torch.cat(found)
-
-
-def token_weights(method: Method, batch: TokenBatch) -> Tensor:
-    """What multiplies grad log pi of each token in the step's ascent direction, aggregated."""
-    step = method.prepare(batch)
-    everything = torch.arange(len(batch))
-    total = torch.zeros_like(batch.logprobs)
-    for term, weights in step.weighted(everything, batch.logprobs):
-        total = total + weights.weight * term.share
-    return total
 
 
 def _without_masks(method: Method) -> Method:
@@ -547,4 +517,4 @@ def _sampled_step(
         old_entropy=torch.zeros_like(now),
         values=torch.zeros_like(now),
     )
-    return torch.einsum("rt,rtp->p", token_weights(method, batch), gradients[index])
+    return torch.einsum("rt,rtp->p", method.prepare(batch).token_weights(), gradients[index])

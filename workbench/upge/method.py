@@ -111,6 +111,10 @@ class Method(Objective):
         return any(term.estimator.needs_values for term in self.all_terms)
 
     @property
+    def has_auxiliary(self) -> bool:
+        return bool(self.auxiliary)
+
+    @property
     def needs_entropy(self) -> bool:
         """Whether the loss needs the current policy's entropy."""
         return any(each.needs_entropy for each in self.auxiliary)
@@ -263,6 +267,17 @@ class Step:
         cut = self.batch.rows(rows)
         for term in self.terms:
             yield term, term.weights(cut, rows, logprobs)
+
+    def token_weights(self) -> PerToken:
+        """What multiplies grad log pi of each token in the step's direction of ascent.
+
+        [sequence, token], aggregated and gated; auxiliary losses are not in it.
+        """
+        everything = torch.arange(len(self.batch), device=self.batch.logprobs.device)
+        total = torch.zeros_like(self.batch.logprobs)
+        for term, weights in self.weighted(everything, self.batch.logprobs):
+            total = total + weights.weight * term.share
+        return total
 
     @property
     def active(self) -> PerSequence:

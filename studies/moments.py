@@ -1,0 +1,70 @@
+"""How biased and how noisy is the gradient of each method, and where should a gate switch?
+
+    workbench plan studies/moments.py      # list the runs and what they cost, start nothing
+    workbench run studies/moments.py       # train the run, probe it, draw the atlas
+    workbench report studies/moments.py    # tables and figures from the records
+
+Every named method, and one-axis variations around GRPO, measured on common rollouts at the base, in
+the middle and at the end of the quickstart's HPT run: on policy, where ratios and their masks
+cannot act, and four optimizer steps off it. By the questions' solve rate, because that is what a
+gate reads.
+"""
+
+from workbench import (
+    Data,
+    Evaluation,
+    Optimizer,
+    Probe,
+    Recipe,
+    Study,
+    Validation,
+    grid,
+    upge,
+)
+
+STEPS = 48
+
+hpt = Recipe(
+    "arithmetic-1m",
+    Data("arithmetic", train=600),
+    upge.hpt(gate=upge.Switch(at_most=0.0), rollouts=upge.grpo().rollouts),
+    steps=STEPS,
+    questions=16,
+    rollouts=8,
+    optimizer=Optimizer(learning_rate=5e-4),
+    validation=Validation(every=8, samples=4),
+)
+
+named = [
+    upge.sft(), upge.dft(), upge.reinforce(), upge.rloo(), upge.reinforce_pp(), upge.grpo(),
+    upge.dr_grpo(), upge.dapo(), upge.cispo(), upge.gspo(), upge.sapo(), upge.luffy(), upge.srft(),
+    upge.hpt(), upge.hpt_released(entropy_bonus=0.0), upge.off_on(), upge.mix_on(),
+]  # fmt: skip
+
+around_grpo = [
+    upge.grpo(mask=upge.KeepAll()),
+    upge.grpo(mask=upge.TopEntropy(0.2)),
+    upge.grpo(mask=upge.ClipCov()),
+    upge.grpo(advantage=upge.GroupCentered()),
+    upge.grpo(advantage=upge.LeaveOneOut()),
+    upge.grpo(advantage=upge.Reward()),
+    upge.grpo(aggregation=upge.TokenMean()),
+    upge.grpo(aggregation=upge.ConstantLength(1)),
+    upge.Estimator(upge.RatioClip(0.2), upge.CurrentPolicy(), upge.GroupNormalized()),
+    upge.Estimator(upge.RatioClip(0.2), upge.Unit(), upge.GroupNormalized()),
+]
+
+probes = grid(
+    Probe,
+    methods=[(*named, *around_grpo)],
+    step=[0, STEPS // 2, STEPS],
+    distance=[0, 4],
+    seed=[0, 1],
+)
+
+moments = Study(
+    "moments",
+    {"HPT": hpt},
+    probes=probes,
+    evaluation=Evaluation(samples=16, more=(("mixed", 64),), problems=20),
+)

@@ -1,0 +1,123 @@
+"""Bias and variance of a gradient estimator: one vocabulary for what is enumerated and measured.
+
+Everything follows from four numbers: the squared length of the estimator's mean, that of the true
+gradient, their inner product, and the trace of the estimator's covariance. They are arrays of one
+shape, so that a whole table, or a jackknife, is one call.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench.passk import LEVEL, t_quantile
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The first two moments of an estimator g against the true gradient g*.
+
+    Estimates of them may be negative where the quantity cannot be: they are unbiased, not cut.
+
+    Attributes:
+        inner: <E g, g*>.
+        square: |E g|^2.
+        truth_square: |g*|^2.
+        variance: the trace of Cov[g] for one step.
+    """
+
+    inner: Array
+    square: Array
+    truth_square: Array
+    variance: Array
+
+    @property
+    def bias_squared(self) -> Array:
+        """|E g - g*|^2."""
+        return self.square - 2 * self.inner + self.truth_square
+
+    @property
+    def mse(self) -> Array:
+        """E |g - g*|^2."""
+        return self.bias_squared + self.variance
+
+    @property
+    def cosine(self) -> Array:
+        """Of E g with g*; NaN where either has no positive squared length."""
+        return _over(self.inner, _root(self.square) * _root(self.truth_square))
+
+    @property
+    def relative_bias(self) -> Array:
+        """The bias that no rescaling removes: the sine of the angle between E g and g*."""
+        return np.sqrt(np.maximum(0.0, 1 - self.cosine**2))
+
+    @property
+    def scale_free_error(self) -> Array:
+        """min over s of E |s g - g*|^2 / |g*|^2: what estimators of any scale are compared by.
+
+        1 is an estimator as good as none, 0 one without bias or noise.
+        """
+        power = self.square + self.variance
+        along = _over(self.inner**2, power * _positive(self.truth_square))
+        return 1 - np.where(power > 0, along, 0.0)
+
+    @property
+    def noise_scale(self) -> Array:
+        """tr Cov / |E g|^2 (McCandlish et al. 2018), for steps of this size."""
+        return _over(self.variance, _positive(self.square))
+
+
+def _positive(value: Array) -> Array:
+    return np.where(np.asarray(value) > 0, value, np.nan)
+
+
+def _root(square: Array) -> Array:
+    return np.sqrt(_positive(square))
+
+
+def _over(above: Array, below: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(above / below)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An estimate with its interval, elementwise.
+
+    Attributes:
+        value: the estimate.
+        low, high: ends of the interval.
+    """
+
+    value: Array
+    low: Array
+    high: Array
+
+    @property
+    def is_limit(self) -> npt.NDArray[np.bool_]:
+        """Whether a quantity that cannot be negative is only bounded: its interval reaches 0."""
+        return self.low <= 0
+
+
+def jackknife(statistic: Callable[[Moments], Array], left_out: Moments) -> Measured:
+    """The bias-corrected jackknife of a statistic of moments, with its t interval.
+
+    Args:
+        statistic: what is wanted, such as `lambda m: m.cosine`.
+        left_out: arrays whose last axis has the estimate from all replicates first, then that
+            without each of the K replicates (Efron 1982, chapters 2 and 3).
+
+    Returns:
+        Arrays without the last axis; NaN where the statistic is not defined.
+    """
+    found = statistic(left_out)
+    everything, each = found[..., 0], found[..., 1:]
+    replicates = each.shape[-1]
+    middle = each.mean(axis=-1)
+    value = replicates * everything - (replicates - 1) * middle
+    square = (replicates - 1) / replicates * ((each - middle[..., None]) ** 2).sum(axis=-1)
+    half = t_quantile(replicates - 1, LEVEL) * np.sqrt(square)
+    return Measured(value, value - half, value + half)
