@@ -3,6 +3,7 @@
 from typing import Any
 
 from workbench.identity import Component, nearest, replace
+from workbench.problems.corpus import Benchmark, Corpus, Rows
 from workbench.recipe import (
     Constant,
     Data,
@@ -17,14 +18,17 @@ from workbench.resources import Resources
 from workbench.study import Cell, Study, grid
 
 __all__ = [
+    "Benchmark",
     "Cell",
     "Component",
     "Constant",
+    "Corpus",
     "Data",
     "Evaluation",
     "Optimizer",
     "Recipe",
     "Resources",
+    "Rows",
     "Sampling",
     "Study",
     "Validation",
