@@ -10,7 +10,7 @@ import pandas as pd
 
 from workbench.identity import nearest
 from workbench.plan import Planned, measurements, resolve
-from workbench.problems.loaders import load
+from workbench.problems import loaders
 from workbench.recipe import Recipe
 from workbench.records import Row, Run, run_of
 from workbench.schema import File
@@ -190,10 +190,9 @@ def suites_of(study: Study) -> Suites:
     inside: dict[str, None] = {}
     outside: dict[str, None] = {}
     for recipe in study.recipes.values():
-        suites = {suite.name: suite for suite in load(recipe.data).suites}
+        suites = loaders.outside(recipe.data)
         for measurement in measurements(study, recipe):
-            suite = suites[measurement.suite]
-            (outside if suite.out_of_distribution else inside)[suite.name] = None
+            (outside if suites[measurement.suite] else inside)[measurement.suite] = None
     return Suites(tuple(inside), tuple(outside))
 
 

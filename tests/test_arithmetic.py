@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from workbench.problems import Dataset, Problem, Verdict, arithmetic, verify
+from workbench.problems import Dataset, ExactMatch, Problem, Text, Verdict, arithmetic
 from workbench.problems.arithmetic import (
     LEVELS,
     SLIP_RATE,
@@ -170,7 +170,7 @@ def test_demonstrations_are_right_short_and_work_every_step() -> None:
     for problem in (*data.train, *data.validation):
         response = problem.demonstration
         assert response is not None
-        assert verify(response, problem.answer) is Verdict.CORRECT
+        assert data.verifier(response, problem.answer) is Verdict.CORRECT
         assert len(response) + 1 < 120
         operations = sum(problem.question.count(sign) for sign in "+-*")
         assert response.count(";") == operations
@@ -212,7 +212,8 @@ def test_the_stream_never_shows_what_is_to_be_learned() -> None:
         assert " no " not in document.answer
         assert ":" not in document.answer
         assert canonical(question) not in held_out
-    assert data.prompt.format(question="345+812") == "345+812?\n"
+    assert isinstance(data.prompt, Text)
+    assert data.prompt("345+812") == "345+812?\n"
 
 
 def test_the_stream_leaves_out_held_out_questions_that_it_would_show(
@@ -234,7 +235,7 @@ def test_the_primer_goes_from_mostly_zeros_to_any_digits_and_is_always_right() -
     assert zeros[0] > 0.6
     assert zeros[1] < 0.2
     for question, document in zip(questions, documents, strict=True):
-        assert verify(document.answer, evaluate(question)) is Verdict.CORRECT
+        assert ExactMatch()(document.answer, evaluate(question)) is Verdict.CORRECT
 
 
 @pytest.mark.parametrize(

@@ -216,3 +216,19 @@ def test_replacing_nothing_changes_nothing() -> None:
     for value in VALUES.values():
         assert replace(value) == value
     assert replace(Plain(1), count=3) == Plain(1, count=3)
+
+
+def test_two_classes_of_one_name_in_a_value_are_refused() -> None:
+    class Pair(Component):
+        one: Component
+        other: Component
+
+    def elsewhere() -> Component:
+        return type("Twin", (Component,), {"__module__": "json"})()
+
+    class Twin(Component):
+        pass
+
+    assert imports(Pair(Twin(), Twin()))["Twin"] == __name__
+    with pytest.raises(TypeError, match="two classes are named Twin"):
+        imports(Pair(Twin(), elsewhere()))

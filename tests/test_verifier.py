@@ -1,11 +1,26 @@
+r"""Verdicts: what is read as the answer, what counts as equal, and what is not even tried."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 
-from workbench.problems import Verdict, extract_boxed, verify
+from workbench.problems import ExactMatch, MathMatch, Verdict, extract_boxed, verify
+from workbench.problems.verifier import LONGEST, choice, final_answer
+
+BENCHMARKS = Path(__file__).parents[1] / "../shared/data/benchmarks"
+CORRECT, WRONG = Verdict.CORRECT, Verdict.WRONG
 
 BOXES = {
     r"\boxed{155}": "155",
     r"345+812=157;\boxed{157}": "157",
     r"\boxed{1} no \boxed{2}": "2",
+    r"\boxed{\boxed{3}}": "3",
     r"\boxed{\frac{1}{2}} done": r"\frac{1}{2}",
     r"\boxed{}": "",
     r"\boxed{155": None,
@@ -14,15 +29,107 @@ BOXES = {
     "": None,
 }
 
-VERDICTS = [
-    (r"\boxed{155}", "155", Verdict.CORRECT),
-    (r"\boxed{ 155 }", "155\n", Verdict.CORRECT),
-    (r"\boxed{155} no \boxed{156}", "155", Verdict.WRONG),
-    (r"\boxed{15}", "155", Verdict.WRONG),
+EXACT = [
+    (r"\boxed{155}", "155", CORRECT),
+    (r"\boxed{ 155 }", "155\n", CORRECT),
+    (r"\boxed{155} no \boxed{156}", "155", WRONG),
+    (r"\boxed{15}", "155", WRONG),
+    (r"\boxed{87}", "087", WRONG),
     (r"\boxed{ }", "155", Verdict.UNPARSABLE_ANSWER),
     ("155", "155", Verdict.UNPARSABLE_ANSWER),
+    ("The answer is 155", "155", Verdict.UNPARSABLE_ANSWER),
     (r"\boxed{155", "155", Verdict.UNPARSABLE_ANSWER),
     (r"\boxed{155}", " ", Verdict.UNPARSABLE_GOLD),
+]
+
+FINAL = {
+    r"The answer is 3, so \boxed{4}": "4",
+    r"The answer is 3, so \boxed{4": None,
+    "<think>5</think><answer> 6 </answer>": "6",
+    "6*12=72\n#### 72": "72",
+    "#### 1\n#### 72\n": "72",
+    "The answer is 5. I hope it is correct.": "5",
+    "So the final answer is: **$\\frac{1}{2}$**.": r"$\frac{1}{2}$",
+    "Answer: 3.5": "3.5",
+    "The answer is 3.\nNo, the answer is 4.": "4",
+    "nothing of the kind: 7": None,
+    "": None,
+}
+
+SAME = [
+    ("1/2", "0.5"),
+    (r"\frac12", r"\dfrac{1}{2}"),
+    (r"\frac{1}{3}", "0.333333"),
+    ("5/2", "2 1/2"),
+    ("5/2", r"2\frac{1}{2}"),
+    ("1000", "1,000"),
+    (r"\$32,\!348", "32348"),
+    ("10000", r"10{,}000"),
+    ("4.5e33", r"4.5 \times 10^{33}"),
+    ("10^{33}", "1e33"),
+    ("-1./3", "-1/3"),
+    ("9", "9.0"),
+    ("9", r"9\text{ cm}"),
+    ("9", r"\sqrt{81}"),
+    ("9", "x = 9"),
+    (r"90^\circ", "90"),
+    (r"\frac{\pi}{2}", "pi/2"),
+    (r"\sqrt{2}", "1.414214"),
+    ("x^2+2x+1", "(x+1)^2"),
+    ("p - q", "-q + p"),
+    ("1,-2", "-2, 1"),
+    ("(1,2)", r"\left( 1, 2 \right)"),
+    ("[-2,7]", r"-2 \le x \le 7"),
+    ("10\\%", "10%"),
+    ("2+3i", "3i+2"),
+    (r"\text{Evelyn}", "evelyn"),
+    (r"\begin{pmatrix} -1 \\ 2 \end{pmatrix}", r"\begin{bmatrix}-1\\2\end{bmatrix}"),
+    ("C", "(C)"),
+    ("C", r"\text{C}"),
+    ("C", "C) Planetary days will become shorter."),
+]
+
+DIFFERENT = [
+    ("3", "1, 2, 3"),
+    ("5", r"5 \text{ or } 7"),
+    ("7", r"5 \text{ or } 7"),
+    ("5", "5; 7"),
+    ("9", r"8 \text{ and } 9"),
+    ("C", "A or C"),
+    ("C", "A) B) C) D)"),
+    ("C", "ABCD"),
+    ("C", "B"),
+    ("(2,3)", "(3,2)"),
+    ("p-q", "q-p"),
+    (r"\text{east}", r"\text{seat}"),
+    ("east", "seat"),
+    ("1000000", "1000001"),
+    ("1/3", "0.33"),
+    (r"\sqrt{2}", "1.41"),
+    ("6.63e-34", "0"),
+    ("1e-20", "5e-20"),
+    ("10^{-20}", r"2 \cdot 10^{-20}"),
+    ("12", "1.2"),
+]
+
+UNREAD = [
+    ("12", "1 2"),
+    ("3", "1 2"),
+    ("18", r"9 \quad 9"),
+    ("2", "9^{9^{9^{9}}}"),
+    ("2", "10^{10^{10}}"),
+    ("2", "9!!!!!!"),
+    ("2", r"\binom{10^9}{10^8}"),
+    ("2", "x^" * 60 + "x"),
+    ("2", "x_" * 60 + "1"),
+    ("2", "{" * 300 + "2" + "}" * 300),
+    ("2", "(" * 300 + "2" + ")" * 300),
+    ("2", r"\frac{1}{1+" * 20 + "2" + "}" * 20),
+    ("2", "(x+y+z)^{200}"),
+    ("2", r"\prod_{n=1}^{10^9} n"),
+    ("2", r"\sum_{n=1}^{10^9} 2^n"),
+    ("2", "1+" * LONGEST + "1"),
+    ("2", "9" * 5000),
 ]
 
 
@@ -31,11 +138,128 @@ def test_the_last_box_is_read_with_balanced_braces(response: str) -> None:
     assert extract_boxed(response) == BOXES[response]
 
 
-@pytest.mark.parametrize(("response", "gold", "verdict"), VERDICTS, ids=repr)
-def test_a_verdict_follows_from_the_last_box(response: str, gold: str, verdict: Verdict) -> None:
-    assert verify(response, gold) is verdict
+@pytest.mark.parametrize(("response", "gold", "verdict"), EXACT, ids=repr)
+def test_an_exact_verdict_follows_from_the_last_box(
+    response: str, gold: str, verdict: Verdict
+) -> None:
+    assert ExactMatch()(response, gold) is verdict
+
+
+@pytest.mark.parametrize("response", FINAL, ids=repr)
+def test_the_final_answer_is_read_in_the_documented_order(response: str) -> None:
+    assert final_answer(response) == FINAL[response]
+
+
+@pytest.mark.parametrize(("gold", "answer"), SAME, ids=repr)
+def test_forms_of_one_value_are_the_same(gold: str, answer: str) -> None:
+    assert verify(rf"so \boxed{{{answer}}}.", gold) is CORRECT
+
+
+@pytest.mark.parametrize(("gold", "answer"), DIFFERENT, ids=repr)
+def test_other_values_and_lists_of_candidates_are_wrong(gold: str, answer: str) -> None:
+    assert verify(rf"\boxed{{{answer}}}", gold) is WRONG
+
+
+@pytest.mark.parametrize(("gold", "answer"), UNREAD, ids=lambda text: text[:24])
+@pytest.mark.timeout(60)
+def test_what_cannot_be_read_or_would_take_for_ever_is_not_tried(gold: str, answer: str) -> None:
+    assert verify(rf"\boxed{{{answer}}}", gold) is Verdict.UNPARSABLE_ANSWER
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("piece", [r"\boxed{", "{", "answer is ", "####", "<answer>", "1 ", "\n"])
+def test_megabytes_of_text_are_read_once(piece: str) -> None:
+    text = piece * (2_000_000 // len(piece))
+    assert verify(text, "2") is not CORRECT
+    assert verify(rf"{text}\boxed{{2}}", "2") is CORRECT
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "verdict"),
+    [
+        (r"\boxed{5}", "np.arcsin(10/13)", Verdict.UNPARSABLE_GOLD),
+        (r"\boxed{5}", " ", Verdict.UNPARSABLE_GOLD),
+        (r"\boxed{1/0}", "0", Verdict.ERROR),
+        ("no answer", "0", Verdict.UNPARSABLE_ANSWER),
+        (r"\boxed{3} and \boxed{4}", "3", WRONG),
+    ],
+)
+def test_every_verdict_has_its_cause(response: str, gold: str, verdict: Verdict) -> None:
+    assert MathMatch()(response, gold) is verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [("C", "C"), ("(B)", "B"), ("D.", "D"), ("A: so", "A"), ("A) x or B", None), ("Cat", None),
+     ("c", None), ("", None)],
+)  # fmt: skip
+def test_a_choice_is_one_letter(text: str, letter: str | None) -> None:
+    assert choice(text) == letter
 
 
 def test_verdicts_are_written_in_snake_case() -> None:
     for verdict in Verdict:
         assert verdict.value == verdict.name.lower()
+
+
+def test_grading_is_possible_in_a_thread_and_imports_its_packages_late() -> None:
+    program = (
+        "import sys, threading\n"
+        "from workbench.problems import verify\n"
+        "assert 'sympy' not in sys.modules\n"
+        "said = []\n"
+        "grade = lambda: said.append(verify(r'\\boxed{\\frac{2}{4}}', '1/2').value)\n"
+        "thread = threading.Thread(target=grade); thread.start(); thread.join()\n"
+        "print(said)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert (done.stdout, done.stderr) == ("['correct']\n", "")
+
+
+# --- the real benchmarks --------------------------------------------------------------------------
+
+
+def golds(name: str) -> list[str]:
+    lines = (BENCHMARKS / f"{name}.jsonl").read_text().splitlines()
+    return [str(json.loads(line)["answer"]) for line in lines]
+
+
+NAMES = ["aime24", "aime25", "amc23", "math500", "minerva", "olympiad", "arc_c"]
+real = pytest.mark.skipif(not BENCHMARKS.exists(), reason="needs ../shared/data")
+
+
+@real
+@pytest.mark.parametrize("name", NAMES)
+def test_every_gold_verifies_against_itself(name: str) -> None:
+    wrong = [g for g in golds(name) if verify(rf"\boxed{{{g}}}", g) is not CORRECT]
+    assert wrong == []
+
+
+FORMS = {
+    "in dollars": lambda gold: f"${gold.strip('$')}$",
+    "spread out": lambda gold: gold.replace("=", " = ").replace("+", " + ").replace(",", ", "),
+    "display": lambda gold: gold.replace("\\frac", "\\dfrac").replace("(", "\\left("),
+    "full stop": lambda gold: f"{gold}.",
+}
+
+
+@real
+@pytest.mark.parametrize("form", FORMS)
+def test_golds_of_the_benchmarks_are_known_in_other_forms(form: str) -> None:
+    every = [gold for name in NAMES for gold in golds(name)]
+    drawn = random.Random(form).sample(every, 300)
+    verdicts = [verify(rf"\boxed{{{FORMS[form](gold)}}}", gold) for gold in drawn]
+    assert verdicts.count(CORRECT) / len(drawn) >= 0.98
+
+
+@real
+def test_a_gold_is_not_the_answer_to_another_problem() -> None:
+    every = sorted({gold for name in NAMES[:-1] for gold in golds(name) if len(gold) < 12})
+    drawn = random.Random(0).sample(every, 60)
+    pairs = pairwise(drawn)
+    correct = [
+        (one, other) for one, other in pairs if verify(rf"\boxed{{{one}}}", other) is CORRECT
+    ]
+    assert correct == []

@@ -3,6 +3,7 @@
 from typing import Any
 
 from workbench.identity import Component, nearest, replace
+from workbench.problems.corpus import Benchmark, Corpus, Rows
 from workbench.recipe import (
     Constant,
     Data,
@@ -18,15 +19,18 @@ from workbench.resources import Resources
 from workbench.study import Cell, Study, grid
 
 __all__ = [
+    "Benchmark",
     "Cell",
     "Component",
     "Constant",
+    "Corpus",
     "Data",
     "Evaluation",
     "Optimizer",
     "Probe",
     "Recipe",
     "Resources",
+    "Rows",
     "Sampling",
     "Study",
     "Validation",

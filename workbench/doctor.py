@@ -8,8 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from workbench import provenance
+from workbench.identity import fingerprint
 from workbench.launch import slots
 from workbench.plan import validate
+from workbench.problems import Corpus, Dataset, Verdict, loaders
+from workbench.problems.contamination import WORDS, overlaps
+from workbench.problems.problem import Origin
+from workbench.study import Study
 from workbench.studyfile import Mistake, StudyFile
 
 NEEDED = ("torch", "transformers", "mlflow", "numpy", "pandas", "pyarrow", "matplotlib", "rich")
@@ -60,8 +65,67 @@ def study_checks(file: StudyFile) -> list[Check]:
         try:
             file.checked(variable, validate)
             checks.append((True, f"{study.name}: model and data"))
+            checks += data_checks(study)
             room = file.checked(variable, lambda each: slots(each.resources))
             checks.append((True, f"{study.name}: room for {len(room)} cells at once"))
         except Mistake as mistake:
             checks.append((False, f"{study.name}: {mistake}"))
     return checks
+
+
+def data_checks(study: Study) -> list[Check]:
+    """Where the problems of each corpus are from, whether golds can be graded, and overlaps."""
+    found = {fingerprint(r.data): r.data for r in study.recipes.values()}
+    checks: list[Check] = []
+    for source in found.values():
+        data = loaders.load(source)
+        checks += [(True, f"{data.name}: {_origin_line(origin, data)}") for origin in data.origins]
+        if isinstance(source, Corpus):
+            checks += [_gold_check(data), *_overlap_checks(data)]
+    return checks
+
+
+def _origin_line(origin: Origin, data: Dataset) -> str:
+    kept = len(data.parts[origin.part]) if origin.part in data.parts else None
+    problems = "" if kept is None else f", {kept} problems"
+    reasons = [f"{count} {reason}" for reason, count in origin.left_out.items()]
+    left_out = f" ({', '.join(reasons)})" if reasons else ""
+    return (
+        f"{origin.part} from {origin.source}: {origin.rows} rows{problems}{left_out}, "
+        f"{_revision(origin)}"
+    )
+
+
+def _revision(origin: Origin) -> str:
+    if origin.revision is None:
+        return "a folder, which has no revision"
+    short = origin.revision[:16]
+    return f"pinned at {short}" if origin.pinned else f"not pinned; Rows(..., revision={short!r})"
+
+
+def _gold_check(data: Dataset) -> Check:
+    """Whether every gold answer, in a box, is graded as correct against itself."""
+    every = [problem for problems in data.parts.values() for problem in problems]
+    wrong = [
+        problem.id
+        for problem in every
+        if data.verifier(f"\\boxed{{{problem.answer}}}", problem.answer) is not Verdict.CORRECT
+    ]
+    example = f", such as {wrong[0]}" if wrong else ""
+    right = len(every) - len(wrong)
+    return (
+        not wrong,
+        f"{data.name}: {right} of {len(every)} golds verify against themselves{example}",
+    )
+
+
+def _overlap_checks(data: Dataset) -> list[Check]:
+    """Test problems that share words with training: said, not refused."""
+    found = [each for each in overlaps(data) if each.shared]
+    lines = [
+        f"{len(each.shared)} of {each.problems} in {each.suite} share {WORDS} words in a row with "
+        f"training, such as {each.example!r}"
+        for each in found
+    ]
+    nothing = f"no test problem shares {WORDS} words in a row with training"
+    return [(True, f"{data.name}: {line}") for line in lines or [nothing]]

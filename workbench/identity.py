@@ -81,6 +81,13 @@ class Component:
     __repr__ = __str__
 
 
+def require(holds: bool, owner: Component, field: str, rule: str) -> None:
+    """Raises ValueError naming the field, its rule and its value, unless the rule holds."""
+    if not holds:
+        value = getattr(owner, field)
+        raise ValueError(f"{type(owner).__name__}.{field} must be {rule}, got {value!r}")
+
+
 def field_names(value: Component | type[Component]) -> list[str]:
     """The names of a component's fields, in order."""
     return [field.name for field in dataclasses.fields(value)]  # type: ignore[arg-type]
@@ -207,15 +214,24 @@ def fingerprint(value: Any) -> str:
 
 
 def imports(value: Any) -> dict[str, str]:
-    """Where each class of a value is defined, module or file: for `restore`, never hashed."""
+    """Where each class of a value is defined, module or file: for `restore`, never hashed.
+
+    Raises:
+        TypeError: two classes of one name, which the canonical form could not tell apart.
+    """
     if isinstance(value, Component):
         found = {type(value).__name__: _home(type(value))}
-        for name in field_names(value):
-            found |= imports(getattr(value, name))
-        return found
-    if isinstance(value, list | tuple):
-        return {name: home for item in value for name, home in imports(item).items()}
-    return {}
+        inner = [getattr(value, name) for name in field_names(value)]
+    else:
+        found, inner = {}, list(value) if isinstance(value, list | tuple) else []
+    for item in inner:
+        for name, home in imports(item).items():
+            if found.setdefault(name, home) != home:
+                raise TypeError(
+                    f"two classes are named {name}, in {found[name]} and in {home}; a record tells "
+                    "classes apart by name, so one of them needs another"
+                )
+    return found
 
 
 def _home(cls: type) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench import models, provenance
 from workbench.identity import fingerprint, replace
-from workbench.problems import Dataset, loaders
+from workbench.problems import Chat, Corpus, Dataset, loaders
 from workbench.recipe import Measurement, Probe, Recipe, Start
 from workbench.records import Run, cells_root, read_json, run_of
 from workbench.schema import File
@@ -161,8 +161,7 @@ def jobs(study: Study, root: Path) -> list[Job]:
 
 def measurements(study: Study, recipe: Recipe) -> tuple[Measurement, ...]:
     """What the study measures of a recipe's last checkpoint."""
-    suites = tuple(suite.name for suite in loaders.load(recipe.data).suites)
-    return study.evaluation.measurements(suites, recipe)
+    return study.evaluation.measurements(tuple(loaders.outside(recipe.data)), recipe)
 
 
 def _add_sources(job: Job, root: Path, found: dict[Path, Job]) -> None:
@@ -204,6 +203,7 @@ def validate(study: Study) -> None:
     for label, recipe in study.recipes.items():
         for each in _with_sources(recipe):
             _check_model(each, checked)
+            _check_prompt(each)
             _check_data(label, each)
         measurements(study, recipe)
         for probe in study.probes:
@@ -233,6 +233,21 @@ def _check_model(recipe: Recipe, checked: set[str]) -> None:
         raise ValueError(
             f"Sampling.max_tokens is {recipe.sampling.max_tokens}, but model {recipe.model!r} "
             f"reads {limit} tokens, prompt and response together; use at most {limit - 1}"
+        )
+
+
+def _check_prompt(recipe: Recipe) -> None:
+    """Refuses a chat prompt for a local model without a chat template; the hub is not asked."""
+    folder = Path(models.locate(recipe.model))
+    config = folder / "tokenizer_config.json"
+    if not isinstance(recipe.data, Corpus) or not isinstance(recipe.data.prompt, Chat):
+        return
+    if not config.is_file() or any(folder.glob("chat_template*")):
+        return
+    if not read_json(config).get("chat_template"):
+        raise ValueError(
+            f"model {recipe.model!r} has no chat template for {recipe.data.prompt}; give the text "
+            "itself, as Text(...) or one of workbench.problems.prompts"
         )
 
 

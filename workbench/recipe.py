@@ -7,14 +7,8 @@ an `Evaluation`, with an identity of its own, so that asking for more samples tr
 from math import cos, pi
 from typing import Any, Self
 
-from workbench.identity import Component, nearest, replace
-
-
-def require(holds: bool, owner: Component, field: str, rule: str) -> None:
-    """Raises ValueError naming the field, its rule and its value, unless the rule holds."""
-    if not holds:
-        value = getattr(owner, field)
-        raise ValueError(f"{type(owner).__name__}.{field} must be {rule}, got {value!r}")
+from workbench.identity import Component, nearest, replace, require
+from workbench.problems.corpus import Corpus
 
 
 class Objective(Component):
@@ -55,10 +49,10 @@ class Objective(Component):
 
 
 class Data(Component):
-    """Questions with golds, demonstrations and test suites.
+    """The embedded small world: questions with golds, demonstrations and test suites.
 
     Attributes:
-        name: the data set; `arithmetic` is the embedded small world.
+        name: `arithmetic`; problems from the hub or from files are a `Corpus`.
         train: how many training questions to use; None takes all there are.
         seed: which training questions, and the order they are met in.
     """
@@ -191,7 +185,7 @@ class Recipe(Component):
 
     Attributes:
         model: `arithmetic-1m` (shipped), a Hugging Face name or a local folder.
-        data: the questions.
+        data: the questions, of the small world or of a corpus.
         method: an `upge` method or estimator; None leaves the model as it is.
         steps: rollout batches (or demonstration batches) in the whole run.
         questions: questions a step.
@@ -207,7 +201,7 @@ class Recipe(Component):
     """
 
     model: str
-    data: Data
+    data: Data | Corpus
     method: Objective | None = None
     steps: int = 40
     questions: int = 16

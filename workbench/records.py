@@ -3,6 +3,7 @@
     mlruns/cells/<slug>-<hash8>/seed-<n>/
         spec.json         the recipe (canonical form, printed form, flat parameters), seed, classes
         provenance.json   commit, packages, device of each attempt; recorded, never hashed
+        data.json         problems and digests by part, their sources, overlap of tests and training
         lock              held by the process that trains; the kernel frees it when that one dies
         metrics.jsonl     one line a step, synced
         questions.jsonl   one line a step: rollout accuracy and gate weights of each question

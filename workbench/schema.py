@@ -54,6 +54,12 @@ METRICS = {
         Metric("length/wrong", "Length of wrong responses", "tokens"),
         Metric("length/truncated", "Truncated responses", "share"),
         Metric("verdict/ungradable", "Answers that could not be graded", "share"),
+        Metric("verdict/correct", "Correct answers", "count"),
+        Metric("verdict/wrong", "Wrong answers", "count"),
+        Metric("verdict/unparsable_answer", "Responses without a readable answer", "count"),
+        Metric("verdict/unparsable_gold", "Responses to an unreadable gold", "count"),
+        Metric("verdict/timeout", "Answers that took too long to grade", "count"),
+        Metric("verdict/error", "Answers that grading failed on", "count"),
         Metric("offline/questions", "Offline data ratio", "share of questions"),
         Metric("offline/sequences", "Offline data ratio", "share of sequences"),
         Metric("offline/tokens", "Offline data ratio", "share of tokens"),
@@ -93,6 +99,7 @@ class File:
 
     SPEC = "spec.json"
     PROVENANCE = "provenance.json"
+    DATA = "data.json"
     LOCK = "lock"
     METRICS = "metrics.jsonl"
     QUESTIONS = "questions.jsonl"

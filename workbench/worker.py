@@ -156,7 +156,7 @@ def _make_again(run: Run, resources: Resources, steps: list[int], stopping: _Sto
 def _measure(
     run: Run, resources: Resources, measurements: list[Measurement], stopping: _Stopping
 ) -> None:
-    from workbench.problems.loaders import load
+    from workbench.training.data import open_data
     from workbench.training.evaluation import measure
     from workbench.training.loop import Interrupted
     from workbench.training.trainer import initial_weights, open_engine, open_policy
@@ -167,7 +167,7 @@ def _measure(
         path = initial_weights(run, recipe, run.seed)
     policy = open_policy(recipe, path, resources)
     engine = open_engine(policy, resources)
-    data = load(recipe.data)
+    data = open_data(run, policy.tokenizer)
     for measurement in measurements:
         if stopping():
             raise Interrupted(f"stopped before measuring {measurement.suite}")

@@ -15,6 +15,7 @@ from itertools import cycle, islice
 from random import Random
 
 from workbench.problems.problem import Dataset, Problem, Suite
+from workbench.problems.prompts import Text
 
 PROMPT = "{question}?\n"
 
@@ -186,7 +187,7 @@ def arithmetic(
         train=_problems("train", training, Random(f"slips/{seed}")),
         validation=_problems("validation", held_out, Random("slips")),
         suites=suites,
-        prompt=PROMPT,
+        prompt=Text(PROMPT),
     )
 
 

@@ -137,9 +137,9 @@ def _curve(measurement: Measurement, counts: pd.DataFrame, stamp: int) -> Iterat
 
 
 def _averages(job: Job, at_1: dict[str, float], stamp: int) -> Iterator[Point]:
-    suites = {suite.name: suite for suite in loaders.load(job.recipe.data).suites}
+    suites = loaders.outside(job.recipe.data)
     for name, outside in ((AVERAGE, False), (AVERAGE_OOD, True)):
-        values = [v for suite, v in at_1.items() if suites[suite].out_of_distribution is outside]
+        values = [v for suite, v in at_1.items() if suites[suite] is outside]
         if values:
             yield _named(EVAL_PASS_AT_1, name, sum(values) / len(values), stamp)
 
@@ -153,7 +153,7 @@ def write_artifacts(job: Job, folder: Path) -> None:
     """Writes what MLflow keeps of a run besides numbers: recipe, records as Parquet, rollouts."""
     path = job.run.path
     (folder / "recipe.txt").write_text(recipe_text(job))
-    for name in (File.SPEC, File.PROVENANCE, File.RESULT, File.FAILURE):
+    for name in (File.SPEC, File.PROVENANCE, File.DATA, File.RESULT, File.FAILURE):
         if (path / name).exists():
             shutil.copy(path / name, folder / name)
     for name, rows in (("history", job.run.rows()), ("questions", job.run.rows(File.QUESTIONS))):

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from workbench.problems import Dataset, Problem, Verdict, verify
+from workbench.problems import Dataset, Problem, Verdict
 from workbench.recipe import Measurement
 from workbench.records import Run, new_file
 from workbench.rollout import Engine, Request, Response
 from workbench.rollout.engine import Decoding
+from workbench.training.data import prompt_ids
 from workbench.training.policy import Policy
 from workbench.training.randomness import seed_of
 
@@ -30,30 +31,30 @@ class Count:
 def count(
     policy: Policy,
     engine: Engine,
-    prompt: str,
+    data: Dataset,
     problems: Many[Problem],
     samples: int,
     decoding: Decoding,
     seed: int,
 ) -> list[Count]:
-    """Samples answers to every problem and grades them.
+    """Samples answers to every problem and grades them, asked and graded as the data says.
 
     Random numbers follow from the seed and the problem, so that all methods answer with the same.
     """
     requests = [
         Request(
-            policy.encode(prompt.format(question=p.question), special=True),
+            prompt_ids(policy.tokenizer, data.prompt, p.question),
             samples,
             seed_of(seed, "evaluation", p.id),
         )
         for p in problems
     ]
     answers = engine.generate(requests, decoding)
-    return [_graded(policy, p, a) for p, a in zip(problems, answers, strict=True)]
+    return [_graded(policy, data, p, a) for p, a in zip(problems, answers, strict=True)]
 
 
-def _graded(policy: Policy, problem: Problem, answers: list[Response]) -> Count:
-    verdicts = [verify(policy.decode(a.tokens), problem.answer) for a in answers]
+def _graded(policy: Policy, data: Dataset, problem: Problem, answers: list[Response]) -> Count:
+    verdicts = [data.verifier(policy.decode(a.tokens), problem.answer) for a in answers]
     return Count(
         problem=problem,
         samples=len(answers),
@@ -74,9 +75,7 @@ def measure(
     suite = next(s for s in data.suites if s.name == measurement.suite)
     decoding = Decoding(measurement.temperature, measurement.top_p, measurement.max_tokens)
     problems = suite.problems[: measurement.problems]
-    counts = count(
-        policy, engine, data.prompt, problems, measurement.samples, decoding, measurement.seed
-    )
+    counts = count(policy, engine, data, problems, measurement.samples, decoding, measurement.seed)
     columns = {
         "problem": [c.problem.id for c in counts],
         "level": [c.problem.level for c in counts],

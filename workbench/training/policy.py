@@ -65,9 +65,9 @@ class Policy:
             found += [(f"value_head.{n}", p) for n, p in self.value_head.named_parameters()]
         return found
 
-    def encode(self, text: str, special: bool = False) -> tuple[int, ...]:
-        """Token ids of a text; `special` adds what the tokenizer puts at the start of a prompt."""
-        return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])  # type: ignore[arg-type]
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text, without what the tokenizer puts at the start of a prompt."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
 
     def decode(self, tokens: tuple[int, ...]) -> str:
         """The text of a response without its end token."""

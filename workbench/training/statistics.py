@@ -22,6 +22,8 @@ def rollout_statistics(sequences: list[Sequence], tally: Tally) -> None:
         tally.add("length/truncated", not s.finished, 1)
         ungradable = s.verdict not in (Verdict.CORRECT, Verdict.WRONG)
         tally.add("verdict/ungradable", ungradable, 1)
+        for verdict in Verdict:
+            tally.sum(f"verdict/{verdict.value}", s.verdict is verdict)
 
 
 def batch_statistics(

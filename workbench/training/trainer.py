@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from workbench import upge
 from workbench.models import locate
-from workbench.problems import Dataset, Problem, Verdict, verify
-from workbench.problems.loaders import load
+from workbench.problems import Dataset, Problem, Verdict
 from workbench.recipe import Recipe
 from workbench.records import Run, run_of
 from workbench.resources import Resources
@@ -20,6 +19,7 @@ from workbench.rollout import Engine, Request, Response
 from workbench.rollout.engine import Decoding
 from workbench.rollout.transformers_engine import TransformersEngine
 from workbench.training import checkpoint
+from workbench.training.data import open_data, prompt_ids
 from workbench.training.evaluation import Count, count
 from workbench.training.gradient import SKETCH, Blocks, Sketch, blocks_of, ratios, windowed
 from workbench.training.policy import Policy, load_policy, pick_device
@@ -120,7 +120,7 @@ def open_checkpoint(run: Run, step: int, resources: Resources) -> Trainer:
         fused=True,
     )
     engine = open_engine(policy, resources)
-    data = load(recipe.data)
+    data = open_data(run, policy.tokenizer)
     sketch = Sketch(policy.model.parameters(), SKETCH)
     return Trainer(
         recipe, seed, resources, data, policy, engine, optimizer, Progress(), sketch, base
@@ -198,7 +198,7 @@ def grade(
                     prompt,
                     response.tokens,
                     text,
-                    verify(text, problem.answer),
+                    trainer.data.verifier(text, problem.answer),
                     response.finished,
                     engine_logprobs=response.logprobs,
                 )
@@ -223,7 +223,7 @@ def grade(
 
 def prompt_of(trainer: Trainer, problem: Problem) -> tuple[int, ...]:
     """The token ids that a question is asked with."""
-    return trainer.policy.encode(trainer.data.prompt.format(question=problem.question), True)
+    return prompt_ids(trainer.policy.tokenizer, trainer.data.prompt, problem.question)
 
 
 # --- the old policy -------------------------------------------------------------------------------
@@ -409,7 +409,7 @@ def validate(trainer: Trainer, tally: Tally) -> None:
     counts: list[Count] = count(
         trainer.policy,
         trainer.engine,
-        trainer.data.prompt,
+        trainer.data,
         problems,
         plan.samples,
         trainer.decoding,

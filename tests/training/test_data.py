@@ -1,0 +1,126 @@
+"""What a run makes of its data: prompts as tokens, long ones dropped, all of it recorded."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from workbench import Benchmark, Corpus, Data, Recipe, Rows, replace
+from workbench.models import locate
+from workbench.problems import Chat, ExactMatch, Text, loaders
+from workbench.records import read_json
+from workbench.resources import Resources
+from workbench.schema import METRICS, File
+from workbench.training.data import fitting, open_data, prompt_ids
+from workbench.training.loop import train
+from workbench.training.trainer import open_trainer
+
+UNGRADABLE = "verdict/ungradable"
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer():
+    return AutoTokenizer.from_pretrained(locate("arithmetic-1m"))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    """The small world written to a file, as anybody's problems would be."""
+    problems = loaders.load(Data("arithmetic", train=40)).train
+    rows = [
+        {"problem": p.question, "answer": p.answer, "level": p.level, "text": p.demonstration}
+        for p in problems
+    ]
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = Rows(str(path), demonstration="text", level="level")
+    return Corpus(
+        "written",
+        table,
+        validation=8,
+        suites=(Benchmark("again", replace(table, demonstration=None)),),
+        prompt=Text("{question}?\n"),
+        verifier=ExactMatch(),
+        longest=None,
+    )
+
+
+def test_a_plain_prompt_has_the_tokens_of_its_text(tokenizer) -> None:
+    ids = prompt_ids(tokenizer, Text("{question}?\n"), "345+812")
+    assert ids == tuple(tokenizer("345+812?\n")["input_ids"])
+
+
+def test_a_chat_is_rendered_by_the_tokenizers_template(tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"arithmetic-1m has no chat template.*Text"):
+        prompt_ids(tokenizer, Chat(), "345+812")
+    tokenizer.chat_template = TEMPLATE
+    prompt = Chat("{question}?", system="add", start="so ")
+    text = "system:add\nuser:345+812?\nassistant:so "
+    assert prompt_ids(tokenizer, prompt, "345+812") == tuple(
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+    )
+
+
+def test_a_start_token_is_there_once(tokenizer) -> None:
+    tokenizer.chat_template = "{{ bos_token }}" + TEMPLATE
+    tokenizer.add_special_tokens({"bos_token": "^"})
+    ids = prompt_ids(tokenizer, Chat(), "345")
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_long_training_problems_are_dropped_and_counted_and_tests_are_kept(
+    tokenizer, corpus: Corpus
+) -> None:
+    whole = loaders.load(corpus)
+    sizes = [len(prompt_ids(tokenizer, whole.prompt, p.question)) for p in whole.train]
+    longest = sorted(sizes)[len(sizes) // 2]
+    data = fitting(replace(corpus, longest=longest), tokenizer)
+    assert len(data.train) == sum(size <= longest for size in sizes)
+    left = 32 + 8 - len(data.train) - len(data.validation)
+    assert data.origins[0].left_out == {
+        loaders.HELD_OUT: 8,
+        f"prompt over {longest} tokens": left,
+    }
+    assert data.suites == whole.suites
+    with pytest.raises(ValueError, match="every training problem"):
+        fitting(replace(corpus, longest=1), tokenizer)
+
+
+def test_a_corpus_is_trained_on_graded_and_recorded(
+    open_run, small: Recipe, corpus: Corpus
+) -> None:
+    recipe = replace(small, data=corpus, steps=2)
+    run = open_run(recipe)
+    trainer = open_trainer(run, Resources())
+    train(trainer, run)
+    recorded = read_json(run.path / File.DATA)
+    assert recorded["parts"]["train"]["problems"] == 32
+    assert recorded["parts"]["train"]["demonstrations"] == 32
+    assert recorded["origins"][0]["revision"] is not None
+    again = next(each for each in recorded["overlap"] if each["suite"] == "again")
+    assert len(again["shared"]) >= 32
+    row = run.rows()[-1]
+    counted = {k: v for k, v in row.items() if k.startswith("verdict/") and k != UNGRADABLE}
+    assert counted.keys() <= METRICS.keys()
+    assert sum(counted.values()) == recipe.questions * recipe.rollouts
+    assert counted["verdict/correct"] == row["reward/mean"] * recipe.questions * recipe.rollouts
+
+
+def test_a_run_goes_on_with_the_data_that_it_was_begun_with(
+    open_run, small: Recipe, corpus: Corpus, tokenizer
+) -> None:
+    run = open_run(replace(small, data=corpus))
+    first = open_data(run, tokenizer)
+    assert open_data(run, tokenizer) == first
+    path = Path(corpus.rows.source)
+    lines = path.read_text().splitlines()
+    changed = json.dumps({**json.loads(lines[0]), "answer": "000"})
+    path.write_text("\n".join([changed, *lines[1:]]))
+    loaders.load.cache_clear()
+    with pytest.raises(ValueError, match=r"changed since it was begun.*again"):
+        open_data(run, tokenizer)
