@@ -59,6 +59,8 @@ probes = grid(
     methods=[(*named, *around_grpo)],
     step=[0, STEPS // 2, STEPS],
     distance=[0, 4],
+    questions=[32],
+    replicates=[8],
     seed=[0, 1],
 )
 
