@@ -217,12 +217,10 @@ def _part(sums: _Sums | None, first: int) -> _Sums | None:
 def _within(each: Tensor) -> Tensor:
     """The trace of the covariance between replicates: of all, then without each of them."""
     count = each.shape[1]
-    square, total = each.square().sum(dim=-1), each.sum(dim=1, keepdim=True)
-    of_total, along = total.square().sum(dim=-1), (each * total).sum(dim=-1)
-    everything = (square.sum(dim=1, keepdim=True) - of_total / count) / (count - 1)
-    rest = of_total - 2 * along + square
-    without = (square.sum(dim=1, keepdim=True) - square - rest / (count - 1)) / (count - 2)
-    return torch.cat([everything, without], dim=1)
+    off = (each - each.mean(dim=1, keepdim=True)).square().sum(dim=-1)
+    everything = off.sum(dim=1, keepdim=True)
+    without = (everything - off * count / (count - 1)) / (count - 2)
+    return torch.cat([everything / (count - 1), without], dim=1)
 
 
 def _moments(sums: _Sums, method: int, right: _Sums, truth: int, questions: int) -> Found:
