@@ -14,7 +14,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from workbench import upge
+from workbench import replace, upge
 from workbench.problems import Problem, Verdict
 from workbench.rollout import Request, decoders
 from workbench.rollout.decoders import LlamaDecoder, ModelDecoder, is_small_llama, open_decoder
@@ -244,3 +244,35 @@ def test_demonstrations_can_be_scored_beside_rollouts(policy):
             got, wanted = getattr(both, name)[row, :length], getattr(alone, name)[0]
             torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
     assert isinstance(both, upge.Current)
+
+
+@torch.no_grad()
+def test_scores_are_those_of_each_sequence_by_itself(trainer_of, small):
+    """Prompts and responses of different lengths, against the model's plain forward."""
+    policy = trainer_of(replace(small, method=upge.ppo())).policy
+    policy.temperature = 0.7
+    torch.nn.init.normal_(policy.value_head.weight)
+    lengths = [(3, 9), (20, 4), (11, 1)]
+    draws = torch.Generator().manual_seed(0)
+    sequences = []
+    for prompt, response in lengths:
+        ids = torch.randint(2, 50, (prompt + response,), generator=draws).tolist()
+        problem = Problem("p", "q", "a")
+        sequences.append(
+            Sequence(problem, 0, tuple(ids[:prompt]), tuple(ids[prompt:]), "", Verdict.WRONG)
+        )
+    together = policy.score(pad(sequences, policy.pad, policy.device), entropy=True)
+    for row, s in enumerate(sequences):
+        ids = torch.tensor([s.prompt + s.response])
+        plain = policy.model(input_ids=ids, output_hidden_states=True)
+        before = slice(len(s.prompt) - 1, -1)
+        logprobs = (plain.logits[0, before] / 0.7).log_softmax(dim=-1)
+        wanted = {
+            "logprobs": logprobs.gather(1, ids[0, len(s.prompt) :, None])[:, 0],
+            "entropy": torch.distributions.Categorical(logits=logprobs).entropy(),
+            "values": policy.value_head(plain.hidden_states[-1][0, before])[:, 0],
+        }
+        for name, value in wanted.items():
+            got = getattr(together, name)[row]
+            torch.testing.assert_close(got[: len(value)], value, atol=1e-4, rtol=1e-4)
+            assert not got[len(value) :].any()
