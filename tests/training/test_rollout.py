@@ -3,10 +3,21 @@
 import pytest
 import torch
 from scipy import stats
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-from workbench import upge
+from workbench import replace, upge
 from workbench.problems import Problem, Verdict
-from workbench.rollout import Request
+from workbench.rollout import Request, decoders
+from workbench.rollout.decoders import LlamaDecoder, ModelDecoder, is_small_llama, open_decoder
 from workbench.rollout.engine import Decoding
 from workbench.rollout.transformers_engine import TransformersEngine, draw
 from workbench.training.sequences import Sequence, pad
@@ -29,7 +40,128 @@ def engine_of(policy, sequences=512):
     return TransformersEngine(policy.model, policy.end, policy.pad, sequences)
 
 
-def test_greedy_output_equals_transformers_generate(policy):
+@pytest.fixture(params=["LlamaDecoder", "ModelDecoder"])
+def decoder(request, monkeypatch):
+    """Either way to decode the shipped model."""
+    if request.param == "ModelDecoder":
+        monkeypatch.setattr(decoders, "is_small_llama", lambda model: False)
+    return request.param
+
+
+TINY = dict(
+    vocab_size=40,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    eos_token_id=39,
+    pad_token_id=38,
+    initializer_range=0.3,
+)
+MODELS = {
+    "llama": (LlamaForCausalLM, LlamaConfig(**TINY, rope_theta=100.0)),
+    "llama-biased": (LlamaForCausalLM, LlamaConfig(**TINY, attention_bias=True, head_dim=16)),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**TINY)),
+    "qwen2-tied": (Qwen2ForCausalLM, Qwen2Config(**TINY, tie_word_embeddings=True)),
+    "llama-mlp-bias": (LlamaForCausalLM, LlamaConfig(**TINY, mlp_bias=True)),
+    "llama-gelu": (LlamaForCausalLM, LlamaConfig(**TINY, hidden_act="gelu")),
+    "mistral-windows": (MistralForCausalLM, MistralConfig(**TINY, sliding_window=9)),
+    "gpt2": (
+        GPT2LMHeadModel,
+        GPT2Config(
+            vocab_size=40, n_embd=32, n_layer=2, n_head=4, eos_token_id=39, initializer_range=0.3
+        ),
+    ),
+}
+
+
+def random_model(name):
+    torch.manual_seed(3)
+    kind, config = MODELS[name]
+    model = kind(config).eval()
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_decodes_as_transformers_generate(name):
+    model = random_model(name)
+    prompts = [(5, 6, 7, 8, 9, 10, 11), (3,), (30, 2, 30, 2, 30, 2, 30, 2, 30, 2, 30, 2)]
+    engine = TransformersEngine(model, frozenset({39}), 38)
+    asked = [Request(p, 2, seed=index) for index, p in enumerate(prompts)]
+    for prompt, responses in zip(prompts, engine.generate(asked, GREEDY), strict=True):
+        ids = torch.tensor([prompt])
+        wanted = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=GREEDY.max_tokens,
+            pad_token_id=38,
+        )[0, len(prompt) :]
+        assert [r.tokens for r in responses] == [tuple(wanted.tolist())] * 2
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if is_small_llama(random_model(n))])
+@torch.no_grad()
+def test_the_llama_decoder_gives_the_models_own_logits(name):
+    """Step by step, with rows that leave on the way, for padded and for equal prompts."""
+    model = random_model(name)
+    for prompts in ([(5, 6, 7, 8), (3,)], [(5, 6), (3, 4)]):
+        read = decoders._read(model, prompts, pad=38)
+        source = torch.tensor([0, 0, 1, 1, 1])
+        fast = LlamaDecoder(model, read, source, room=8)
+        own = ModelDecoder(model, decoders._read(model, prompts, pad=38), source, room=8)
+        for step, kept in enumerate([None, [0, 2, 3, 4], None, [1, 3], None]):
+            torch.testing.assert_close(fast.logits, own.logits, atol=1e-5, rtol=1e-5)
+            tokens = torch.arange(len(own.logits)) + step
+            if kept is not None:
+                fast.keep(torch.tensor(kept))
+                own.keep(torch.tensor(kept))
+                tokens = tokens[kept]
+            fast.step(tokens)
+            own.step(tokens)
+        torch.testing.assert_close(fast.logits, own.logits, atol=1e-5, rtol=1e-5)
+
+
+def test_which_models_take_the_short_way(policy):
+    taken = {name for name in MODELS if is_small_llama(random_model(name))}
+    assert taken == {"llama", "llama-biased", "qwen2", "qwen2-tied", "llama-mlp-bias"}
+    assert isinstance(open_decoder(policy.model, [(3, 4)], [1], 4, policy.pad), LlamaDecoder)
+
+
+def test_samples_are_distributed_as_those_of_transformers_generate(policy, decoder):
+    """Lengths and third tokens of the same prompt's responses, against `generate`'s."""
+    samples, tokens = 400, 24
+    prompt = policy.encode("345-(812+170)*999?\n")
+    (found,) = engine_of(policy).generate([Request(prompt, samples, 7)], Decoding(1.3, 1.0, tokens))
+    ids = torch.tensor([prompt]).expand(samples, -1)
+    torch.manual_seed(1)
+    drawn = policy.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=True,
+        temperature=1.3,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=tokens,
+    )[:, len(prompt) :]
+    (end,) = policy.end
+    theirs = [row[: row.index(end) + 1] if end in row else row for row in drawn.tolist()]
+    ours = [list(r.tokens) for r in found]
+    for read in (len, lambda r: r[min(5, len(r) - 1)], lambda r: r[min(11, len(r) - 1)]):
+        a, b = [read(r) for r in ours], [read(r) for r in theirs]
+        frequent = [v for v in set(a + b) if a.count(v) + b.count(v) >= 16]
+        table = [[x.count(v) for v in frequent] for x in (a, b)]
+        for row in table:
+            row.append(samples - sum(row) + 1)
+        assert len(frequent) > 1
+        assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_greedy_output_equals_transformers_generate(policy, decoder):
     found = engine_of(policy).generate(requests(policy, 1), GREEDY)
     for request, (response,) in zip(requests(policy, 1), found, strict=True):
         ids = torch.tensor([request.prompt])
@@ -39,14 +171,14 @@ def test_greedy_output_equals_transformers_generate(policy):
         assert response.tokens == tuple(wanted.tolist())
 
 
-def test_responses_do_not_depend_on_what_is_decoded_together(policy):
+def test_responses_do_not_depend_on_what_is_decoded_together(policy, decoder):
     decoding = Decoding(1.0, 1.0, 48)
     together = engine_of(policy).generate(requests(policy, 6), decoding)
     apart = engine_of(policy, sequences=6).generate(requests(policy, 6), decoding)
     assert [[r.tokens for r in rs] for rs in together] == [[r.tokens for r in rs] for rs in apart]
 
 
-def test_finished_responses_end_in_the_end_token_and_others_are_cut(policy):
+def test_finished_responses_end_in_the_end_token_and_others_are_cut(policy, decoder):
     found = engine_of(policy).generate(requests(policy, 8), Decoding(1.0, 1.0, 12))
     responses = [response for responses in found for response in responses]
     assert {r.finished for r in responses} == {True, False}
@@ -57,7 +189,7 @@ def test_finished_responses_end_in_the_end_token_and_others_are_cut(policy):
         assert len(response.logprobs) == len(response.tokens)
 
 
-def test_engine_logprobs_are_the_trainers(policy):
+def test_engine_logprobs_are_the_trainers(policy, decoder):
     decoding = Decoding(1.0, 1.0, 48)
     found = engine_of(policy).generate(requests(policy, 4), decoding)
     sequences = [
@@ -112,3 +244,35 @@ def test_demonstrations_can_be_scored_beside_rollouts(policy):
             got, wanted = getattr(both, name)[row, :length], getattr(alone, name)[0]
             torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
     assert isinstance(both, upge.Current)
+
+
+@torch.no_grad()
+def test_scores_are_those_of_each_sequence_by_itself(trainer_of, small):
+    """Prompts and responses of different lengths, against the model's plain forward."""
+    policy = trainer_of(replace(small, method=upge.ppo())).policy
+    policy.temperature = 0.7
+    torch.nn.init.normal_(policy.value_head.weight)
+    lengths = [(3, 9), (20, 4), (11, 1)]
+    draws = torch.Generator().manual_seed(0)
+    sequences = []
+    for prompt, response in lengths:
+        ids = torch.randint(2, 50, (prompt + response,), generator=draws).tolist()
+        problem = Problem("p", "q", "a")
+        sequences.append(
+            Sequence(problem, 0, tuple(ids[:prompt]), tuple(ids[prompt:]), "", Verdict.WRONG)
+        )
+    together = policy.score(pad(sequences, policy.pad, policy.device), entropy=True)
+    for row, s in enumerate(sequences):
+        ids = torch.tensor([s.prompt + s.response])
+        plain = policy.model(input_ids=ids, output_hidden_states=True)
+        before = slice(len(s.prompt) - 1, -1)
+        logprobs = (plain.logits[0, before] / 0.7).log_softmax(dim=-1)
+        wanted = {
+            "logprobs": logprobs.gather(1, ids[0, len(s.prompt) :, None])[:, 0],
+            "entropy": torch.distributions.Categorical(logits=logprobs).entropy(),
+            "values": policy.value_head(plain.hidden_states[-1][0, before])[:, 0],
+        }
+        for name, value in wanted.items():
+            got = getattr(together, name)[row]
+            torch.testing.assert_close(got[: len(value)], value, atol=1e-4, rtol=1e-4)
+            assert not got[len(value) :].any()

@@ -78,32 +78,37 @@ class Policy:
 
         Entropy is in nats at the same temperature; values are of the state before each token.
         """
+        kept = padded.ids.shape[1] - padded.first + 1  # the token before a column predicts it
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             output = self.model(
                 input_ids=padded.ids,
-                attention_mask=padded.attended,
-                position_ids=padded.positions,
-                logits_to_keep=padded.width + 1,
+                logits_to_keep=kept,
                 output_hidden_states=self.value_head is not None,
                 use_cache=False,
             )
-        logprobs = (output.logits[:, :-1].float() / self.temperature).log_softmax(dim=-1)
-        chosen = logprobs.gather(2, padded.responses[:, :, None])[:, :, 0]
+        logits = output.logits[:, :-1].float()
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        total = logits.logsumexp(dim=-1)
+        chosen = logits.gather(2, padded.ids[:, padded.first :, None])[:, :, 0] - total
+        values = None
+        if self.value_head is not None:
+            values = self.value_head(output.hidden_states[-1][:, -kept:-1].float())[:, :, 0]
         return Current(
-            logprobs=torch.where(padded.trained, chosen, 0.0),
-            entropy=-(logprobs.exp() * logprobs).sum(dim=-1) if entropy else None,
-            values=self._values(output, padded) if self.value_head is not None else None,
+            logprobs=padded.by_response(chosen),
+            entropy=padded.by_response(_entropy(logits, total)) if entropy else None,
+            values=None if values is None else padded.by_response(values),
         )
-
-    def _values(self, output: object, padded: Padded) -> Tensor:
-        assert self.value_head is not None
-        hidden = output.hidden_states[-1][:, -(padded.width + 1) : -1]  # type: ignore[attr-defined]
-        return self.value_head(hidden.float())[:, :, 0]
 
     def frozen(self) -> "Policy":
         """A copy that is never trained: the base model of a KL penalty."""
         model = copy.deepcopy(self.model).eval().requires_grad_(False)
         return Policy(model, self.tokenizer, self.temperature, self.dtype)
+
+
+def _entropy(logits: Tensor, total: Tensor) -> Tensor:
+    logprobs = logits - total[:, :, None]
+    return -(logprobs.exp() * logprobs).sum(dim=-1)
 
 
 def load_policy(

@@ -41,38 +41,44 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Padded:
-    """Sequences side by side: prompts padded on the left, responses on the right.
+    """Sequences side by side, padded on the right, where a causal model never looks: no mask.
 
     Attributes:
-        ids, attended, positions: [sequence, prompt + response].
-        responses, trained: [sequence, token], the response part and which of it is real.
+        ids: [sequence, prompt + response].
+        starts: [sequence], tokens of each prompt.
+        first: tokens of the shortest prompt; no response begins before this column.
+        trained: [sequence, token], which tokens of the responses are real.
     """
 
     ids: Tensor
-    attended: Tensor
-    positions: Tensor
-    responses: Tensor
+    starts: Tensor
+    first: int
     trained: Tensor
 
     @property
     def width(self) -> int:
         """Tokens of the longest response."""
-        return self.responses.shape[1]
+        return self.trained.shape[1]
+
+    def by_response(self, values: Tensor) -> Tensor:
+        """Values [sequence, token] of the responses, from those of the columns after `first`.
+
+        Zero where a response is padded.
+        """
+        token = torch.arange(self.width, device=values.device)
+        column = (self.starts[:, None] - self.first + token).clamp(max=values.shape[1] - 1)
+        return torch.where(self.trained, values.gather(1, column), 0.0)
 
 
 def pad(sequences: Many[Sequence], filler: int, device: torch.device) -> Padded:
-    """The sequences as tensors, with all responses starting in the same column."""
-    left = max(len(s.prompt) for s in sequences)
-    width = max(len(s.response) for s in sequences)
-    ids = torch.full((len(sequences), left + width), filler)
-    attended = torch.zeros(len(sequences), left + width, dtype=torch.long)
+    """The sequences as tensors."""
+    starts = torch.tensor([len(s.prompt) for s in sequences])
+    lengths = torch.tensor([len(s.response) for s in sequences])
+    ids = torch.full((len(sequences), int((starts + lengths).max())), filler)
     for row, s in enumerate(sequences):
-        span = slice(left - len(s.prompt), left + len(s.response))
-        ids[row, span] = torch.tensor(s.prompt + s.response)
-        attended[row, span] = 1
-    positions = (attended.cumsum(dim=1) - 1).clamp(min=0)
-    ids, attended, positions = ids.to(device), attended.to(device), positions.to(device)
-    return Padded(ids, attended, positions, ids[:, left:], attended[:, left:].bool())
+        ids[row, : _length(s)] = torch.tensor(s.prompt + s.response)
+    trained = torch.arange(int(lengths.max())) < lengths[:, None]
+    return Padded(ids.to(device), starts.to(device), int(starts.min()), trained.to(device))
 
 
 def micro_batches(sequences: Many[Sequence], rows: Many[int], tokens: int) -> list[list[int]]:
