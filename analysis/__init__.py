@@ -1,7 +1,47 @@
-"""Tracked runs in, tables and figures out. No GPU, and no torch of its own."""
+"""Tracked runs in, tables, figures and one page out. No GPU, and no torch of its own."""
 
-from analysis.figure import Dynamics, Figure, LearningCurves, PassAtK
+from analysis.exclusive import Exclusive
+from analysis.figure import Dynamics, Figure, GateDecisions, LearningCurves, PassAtK
+from analysis.grid import RolloutGrid
+from analysis.load import Runs, runs
+from analysis.methods import Components, components
+from analysis.paper import dynamics, paper
+from analysis.published import reported
+from analysis.quantities import (
+    accuracy,
+    curves,
+    exclusive_solves,
+    gate_decisions,
+    pass_at_k,
+    rollout_accuracy,
+    rollout_difference,
+)
 from analysis.report import Report, report
 from analysis.table import Table
 
-__all__ = ["Dynamics", "Figure", "LearningCurves", "PassAtK", "Report", "Table", "report"]
+__all__ = [
+    "Components",
+    "Dynamics",
+    "Exclusive",
+    "Figure",
+    "GateDecisions",
+    "LearningCurves",
+    "PassAtK",
+    "Report",
+    "RolloutGrid",
+    "Runs",
+    "Table",
+    "accuracy",
+    "components",
+    "curves",
+    "dynamics",
+    "exclusive_solves",
+    "gate_decisions",
+    "paper",
+    "pass_at_k",
+    "report",
+    "reported",
+    "rollout_accuracy",
+    "rollout_difference",
+    "runs",
+]

@@ -5,20 +5,22 @@ is settled in `panel` and `style` alone.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
-from analysis.intervals import PROBLEMS, SEEDS, explain
+from analysis.intervals import FEW, SEEDS, explain
 from analysis.load import Runs, pick, share_of, suites_of
 from analysis.metrics import STEP, axis_label, level_of, metric
-from analysis.panel import Line, Panel
+from analysis.output import Output
+from analysis.panel import Heat, Line, Panel
+from analysis.quantities import UNITS, curves, gate_decisions, pass_at_k, smoothed
 from workbench.identity import nearest
-from workbench.passk import Estimate, FloatArray, mean_interval, mean_pass_at_k, pass_at_k
-from workbench.schema import METRICS, VALIDATION_LEVEL
-from workbench.study import Study, flatten
+from workbench.passk import FloatArray
+from workbench.schema import METRICS, VALIDATION_LEVEL, Metric
+from workbench.study import flatten
 
 
 @dataclass(frozen=True)
@@ -30,28 +32,19 @@ class Panels:
         note: what stands under them.
         left_out: in sentences, what has nothing to show.
         metrics: what each panel is of, where that is a metric.
+        columns: how many stand beside each other; None fills the rows.
     """
 
-    panels: tuple[Panel, ...]
+    panels: tuple[Panel | Heat, ...]
     note: str = ""
     left_out: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
+    columns: int | None = None
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """Anything that is drawn from a study's runs.
-
-    Attributes:
-        name: of the files.
-        study: whose runs are shown.
-    """
-
-    name: str
-    study: Study
-
-    def check(self) -> None:
-        """Raises ValueError where the study's data or evaluation cannot give the figure."""
+class Drawing(Output):
+    """Anything that is drawn from a study's runs."""
 
     def panels(self, runs: Runs) -> Panels:
         """The panels of these runs."""
@@ -66,12 +59,16 @@ class Drawing:
 class Figure(Drawing):
     """Metrics of training against the step, or against each other, one panel for each.
 
+    With five seeds or more a line has its t interval as a band; with fewer, each seed is drawn.
+
     Attributes:
         x: `step` or any metric, such as `budget/sampled_tokens`.
         y: one metric or several.
         color: `label` for one colour an arm, or a dotted field of the recipe, such as
             `optimizer.learning_rate`, for one colour a value.
         smooth: steps of the running mean that is taken of each line; 1 leaves it as it is.
+        constants: values to compare with, by label, as lines from side to side, such as
+            `{"LUFFY": 1 / 8}` beside an offline ratio; an arm's label takes the arm's look.
 
     Raises:
         ValueError: a metric or field that there is none of, with the nearest.
@@ -81,8 +78,10 @@ class Figure(Drawing):
     y: str | tuple[str, ...] = "reward/mean"
     color: str = "label"
     smooth: int = 1
+    constants: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "y", (self.y,) if isinstance(self.y, str) else tuple(self.y))
         if not self.y:
             raise ValueError("Figure.y needs at least one metric, such as 'reward/mean'")
@@ -97,14 +96,30 @@ class Figure(Drawing):
 
     def panels(self, runs: Runs) -> Panels:
         assert isinstance(self.y, tuple)
-        curves = [Curve(self.x, key, self.smooth) for key in self.y]
-        return _of_history(runs, curves, self.keys(runs.labels))
+        drawn = [Curve(self.x, key, self.smooth) for key in self.y]
+        found = _of_history(runs, drawn, self.keys(runs.labels))
+        if not self.constants:
+            return found
+        said = ", ".join(f"{label} {value:g}" for label, value in self.constants.items())
+        panels = tuple(self._with_constants(panel) for panel in found.panels)
+        return replace(found, panels=panels, note=f"{found.note}\nConstant: {said}.".strip())
+
+    def _with_constants(self, panel: Panel | Heat) -> Panel:
+        """The panel with each constant as a line as wide as its others."""
+        assert isinstance(panel, Panel)
+        every = np.concatenate([line.x for line in panel.lines])
+        ends = np.array([every.min(), every.max()])
+        more = tuple(
+            Line(label, label, ends, np.full(2, value)) for label, value in self.constants.items()
+        )
+        return replace(panel, lines=(*panel.lines, *more))
 
     def keys(self, labels: Sequence[str]) -> Mapping[str, str]:
+        named = {label: label for label in (*labels, *self.constants)}
         if self.color == "label":
-            return super().keys(labels)
+            return named
         fields = {label: flatten(self.study.recipes[label]) for label in labels}
-        return {label: fields[label].get(self.color, "none") for label in labels}
+        return named | {label: fields[label].get(self.color, "none") for label in labels}
 
 
 @dataclass(frozen=True)
@@ -116,8 +131,8 @@ class LearningCurves(Drawing):
         levels = sorted(level for key in runs.history if (level := level_of(key)) is not None)
         titles = {overall: "All levels"}
         titles |= {VALIDATION_LEVEL.format(level=n): f"Level {n}" for n in levels}
-        curves = [Curve(STEP.key, key) for key in titles]
-        found = _of_history(runs, curves, self.keys(runs.labels))
+        drawn = [Curve(STEP.key, key) for key in titles]
+        found = _of_history(runs, drawn, self.keys(runs.labels))
         name = axis_label(METRICS[overall])
         panels = [
             replace(panel, title=titles[key], y_label=name)
@@ -148,11 +163,12 @@ class Dynamics(Drawing):
     smooth: int = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_smooth(self)
 
     def panels(self, runs: Runs) -> Panels:
-        curves = [Curve(STEP.key, key, self.smooth) for key in self.METRICS]
-        return replace(_of_history(runs, curves, self.keys(runs.labels)), left_out=())
+        drawn = [Curve(STEP.key, key, self.smooth) for key in self.METRICS]
+        return replace(_of_history(runs, drawn, self.keys(runs.labels)), left_out=())
 
 
 @dataclass(frozen=True)
@@ -176,12 +192,13 @@ class PassAtK(Drawing):
     over: str = SEEDS
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "suites", tuple(self.suites))
         object.__setattr__(self, "k", tuple(sorted(set(self.k))))
         if self.k and self.k[0] < 1:
             raise ValueError(f"PassAtK.k is at least 1, got {self.k[0]}")
-        if self.over not in (SEEDS, PROBLEMS):
-            raise ValueError(f"PassAtK.over is {self.over!r}; {nearest(self.over, _UNITS)}")
+        if self.over not in UNITS:
+            raise ValueError(f"PassAtK.over is {self.over!r}; {nearest(self.over, UNITS)}")
 
     def check(self) -> None:
         suites = suites_of(self.study)
@@ -216,39 +233,58 @@ class PassAtK(Drawing):
 
     def _lines(self, runs: Runs, suite: str) -> tuple[tuple[Line, ...], set[tuple[str, int]]]:
         """A line for each arm, and what each band is over: the unit and how many."""
-        frame = pick(runs.evaluations, suite=suite)
-        ks = np.array(self.ks(suite))
+        frame = pass_at_k(pick(runs.evaluations, suite=suite), self.ks(suite), self.over)
         lines, units = [], set()
         for label in runs.labels:
             mine = pick(frame, label=label)
             if mine.empty:
                 continue
-            over, found = _pass_at_k(mine, ks, self.over)
-            if found.units > 1:
-                units.add((over, found.units))
-            band = (_percent(found.low), _percent(found.high)) if found.units > 1 else None
-            lines.append(Line(label, label, ks.astype("float64"), 100 * found.mean, band))
+            x, mean, low, high = (mine[n].to_numpy("float64") for n in ("k", "mean", "low", "high"))
+            over, n = str(mine["over"].iloc[0]), int(mine["n"].iloc[0])
+            if n > 1:
+                units.add((over, n))
+            band = (100 * low, 100 * high) if n > 1 else None
+            lines.append(Line(label, label, x, 100 * mean, band))
         return tuple(lines), units
 
 
-_UNITS = (SEEDS, PROBLEMS)
+@dataclass(frozen=True)
+class GateDecisions(Drawing):
+    """How much of its weight the gate gave to demonstrations, against the step, for each level.
+
+    Attributes:
+        smooth: steps of the running mean that is taken of each line.
+    """
+
+    smooth: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_smooth(self)
+
+    def panels(self, runs: Runs) -> Panels:
+        gated = [label for label in runs.labels if _has_gate(flatten(self.study.recipes[label]))]
+        if not gated:
+            return Panels((), left_out=("no finished arm has a gate",))
+        mine = runs.of(gated)
+        history = gate_decisions(mine.questions)
+        levels = sorted(int(key.rpartition("_")[2]) for key in history if key.startswith("gate/"))
+        of = {
+            Metric(f"gate/level_{n}", f"Level {n}" if n else "No level", "share"): n for n in levels
+        }
+        panels = []
+        for each in of:
+            lines = _lines(history, mine.labels, Curve(STEP.key, each.key, self.smooth), {})
+            panels.append(Panel(each.label, STEP.label, _GATED, lines, y_range=(-0.04, 1.04)))
+        notes = [*_lines_note(panels, self.smooth), *_missing(mine)]
+        return Panels(tuple(panels), "\n".join(notes))
 
 
-def _pass_at_k(frame: pd.DataFrame, ks: np.ndarray, over: str) -> tuple[str, Estimate]:
-    """The mean over problems at every k of one arm on one suite, and what its interval is over."""
-    runs = [run.sort_values("problem") for _, run in frame.groupby("seed", sort=True)]
-    if len(runs) == 1:
-        counts = runs[0]["samples"].to_numpy(), runs[0]["correct"].to_numpy()
-        return PROBLEMS, mean_pass_at_k(*counts, ks)
-    each = [pass_at_k(run["samples"].to_numpy(), run["correct"].to_numpy(), ks) for run in runs]
-    if over == SEEDS:
-        return SEEDS, mean_interval([values.mean(axis=0) for values in each])
-    return PROBLEMS, mean_interval(np.mean(each, axis=0))
+_GATED = "Weight on demonstrations (share)"
 
 
-def _percent(share: FloatArray) -> FloatArray:
-    """A share's interval in percent, cut to what a share can be."""
-    return 100 * np.clip(share, 0.0, 1.0)
+def _has_gate(fields: Mapping[str, str]) -> bool:
+    return fields.get("method.gate", "Open()") != "Open()"
 
 
 # --- training history -----------------------------------------------------------------------------
@@ -263,60 +299,75 @@ class Curve:
     smooth: int = 1
 
 
-def _check_smooth(owner: Figure | Dynamics) -> None:
+def _check_smooth(owner: Figure | Dynamics | GateDecisions) -> None:
     if owner.smooth < 1:
         name = type(owner).__name__
         raise ValueError(f"{name}.smooth is a number of steps, at least 1, got {owner.smooth}")
 
 
-def _of_history(runs: Runs, curves: Sequence[Curve], keys: Mapping[str, str]) -> Panels:
+def _of_history(runs: Runs, drawn: Sequence[Curve], keys: Mapping[str, str]) -> Panels:
     """A panel for each curve that any arm has values of; its title is the metric's name."""
     panels, shown, left_out = [], [], []
-    for curve in curves:
+    for curve in drawn:
         x, y = metric(curve.x), metric(curve.y)
-        found = {label: _line(runs.history, label, curve, keys[label]) for label in runs.labels}
-        lines = tuple(line for line in found.values() if line is not None)
+        lines = _lines(runs.history, runs.labels, curve, keys)
         if lines:
-            alone = len(curves) == 1
+            alone = len(drawn) == 1
             title, y_label = ("", axis_label(y)) if alone else (y.label, y.unit)
             panels.append(Panel(title, axis_label(x), y_label, lines))
             shown.append(y.key)
         else:
             against = f" at more than one value of {x.key}" if x != STEP else ""
             left_out.append(f"no run has the metric {y.key}{against}")
-    smooth = max((curve.smooth for curve in curves), default=1)
+    smooth = max((curve.smooth for curve in drawn), default=1)
     notes = [*_lines_note(panels, smooth), *_missing(runs)]
     return Panels(tuple(panels), "\n".join(notes), tuple(left_out), tuple(shown))
 
 
-def _line(frame: pd.DataFrame, label: str, curve: Curve, key: str) -> Line | None:
-    """The mean over an arm's runs at every step, with each run; None if it has no curve.
+def _lines(
+    history: pd.DataFrame, labels: Sequence[str], curve: Curve, keys: Mapping[str, str]
+) -> tuple[Line, ...]:
+    """A line for each arm that has a curve: its mean at every step, with each run or a band.
 
-    Against a metric that stays what it is (the tokens that SFT samples), there is none.
+    Against a metric that stays what it is (the tokens that SFT samples), an arm has none.
     """
-    x, y = curve.x, curve.y
-    if x not in frame or y not in frame:
-        return None
-    mine = pick(frame, dict.fromkeys(["seed", "step", x, y]), label=label).dropna()
-    if mine.empty or (x != STEP.key and len(mine) > 1 and len(set(mine[x])) == 1):
-        return None
-    mean = pd.DataFrame(mine.groupby("step", as_index=False).mean())
-    mean[y] = mean[y].rolling(curve.smooth, center=True, min_periods=1).mean()
-    each = [run for _, run in mine.sort_values("step").groupby("seed")]
-    points = [(np.array(run[x], "float64"), np.array(run[y], "float64")) for run in (mean, *each)]
-    return Line(label, key, *points[0], runs=tuple(points[1:]))
+    points = smoothed(history, curve.x, curve.y)
+    means = curves(history, curve.x, curve.y, curve.smooth)
+    lines = []
+    for label in labels:
+        mean = pick(means, label=label)
+        if mean.empty or (curve.x != STEP.key and len(mean) > 1 and len(set(mean["x"])) == 1):
+            continue
+        x, y, low, high = (mean[n].to_numpy("float64") for n in ("x", "mean", "low", "high"))
+        runs = [_xy(run) for _, run in pick(points, label=label).groupby("seed", sort=True)]
+        banded = len(runs) >= FEW
+        band = (low, high) if banded else None
+        seen = () if banded else tuple(runs)
+        lines.append(Line(label, keys.get(label, label), x, y, band, seen, len(runs)))
+    return tuple(lines)
+
+
+def _xy(run: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
+    return run["x"].to_numpy("float64"), run["y"].to_numpy("float64")
 
 
 def _lines_note(panels: Sequence[Panel], smooth: int) -> list[str]:
-    """How many runs a line is the mean of, and how it is smoothed."""
-    counts = sorted({len(line.runs) for panel in panels for line in panel.lines})
+    """How many runs a line is the mean of, what its band is, and how it is smoothed."""
+    lines = [line for panel in panels for line in panel.lines]
+    counts = sorted({line.n for line in lines})
     if not counts:
         return []
-    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     running = f", running mean of {smooth} steps" if smooth > 1 else ""
-    if counts[-1] > 1:
-        return [f"Line: mean over seeds (n = {n}){running}. Faint: each seed."]
-    return [f"Line: one seed{running}." + (" Faint: every step." if running else "")]
+    if counts[-1] == 1:
+        return [f"Line: one seed{running}." + (" Faint: every step." if running else "")]
+    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    notes = [f"Line: mean over seeds (n = {n}){running}."]
+    bands = {(SEEDS, line.n) for line in lines if line.band is not None}
+    if bands:
+        notes += explain(bands, "Band")
+    if any(line.runs for line in lines):
+        notes[0] += " Faint: each seed."
+    return notes
 
 
 def _missing(runs: Runs) -> list[str]:

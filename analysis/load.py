@@ -1,19 +1,19 @@
 """Run directories in, frames out: the one place where analysis reads records."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from analysis import records
 from workbench.identity import nearest
 from workbench.plan import Planned, measurements, resolve
 from workbench.problems import loaders
 from workbench.recipe import Recipe
 from workbench.records import Row, Run, run_of
-from workbench.schema import File
 from workbench.study import Cell, Study
 
 COUNTS = ("samples", "correct", "tokens", "truncated", "ungradable")
@@ -39,6 +39,93 @@ class Suites:
 
 
 @dataclass(frozen=True)
+class Frames:
+    """What the runs of some cells recorded, read when it is first asked for."""
+
+    study: Study
+    root: Path
+    kept: tuple[Planned, ...]
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row for each label, seed and step, one column for each metric; NaN where absent."""
+        return self._joined([(each, records.history(each.run)) for each in self.kept], "timestamp")
+
+    @cached_property
+    def evaluations(self) -> pd.DataFrame:
+        """One row for each label, seed, suite and problem: its level and its counts."""
+        columns = ["problem", "level", *COUNTS]
+        found = [
+            (each, records.evaluation(path, columns).assign(suite=suite))
+            for each in self.kept
+            for suite, path in measured(self.study, each)
+            if path.exists()
+        ]
+        frame = self._joined(found, "suite", *columns)
+        return frame.reindex(columns=["label", "seed", "suite", *columns])
+
+    @cached_property
+    def questions(self) -> pd.DataFrame:
+        """One row for each label, seed, step and question: its level, rollouts and gate weights."""
+        found = [(each, records.questions(each.run)) for each in self.kept]
+        frame = self._joined(found, *_QUESTIONS)
+        return frame.assign(level=[self._levels.get(name, 0) for name in frame["question"]])
+
+    @cached_property
+    def budget(self) -> pd.DataFrame:
+        """One row for each label and seed: what it cost, the checkpoint it began at included."""
+        rows = [{**_key(e.cell), **self._spent(e.cell.recipe, e.run, e.cell)} for e in self.kept]
+        return pd.DataFrame(rows, columns=["label", "seed", *SPENT])
+
+    def _joined(self, found: list[tuple[Planned, pd.DataFrame]], *least: str) -> pd.DataFrame:
+        """All frames in one, each row with its cell's label and seed in front."""
+        frames = [frame for _, frame in found if len(frame)]
+        if not frames:
+            return pd.DataFrame(columns=["label", "seed", "step", *least])
+        every = pd.concat(frames, ignore_index=True)
+        counts = [len(frame) for _, frame in found]
+        every.insert(0, "seed", np.repeat([each.cell.seed for each, _ in found], counts))
+        labels = np.array([each.cell.label for each, _ in found], dtype=object)
+        every.insert(0, "label", np.repeat(labels, counts))
+        return every
+
+    @cached_property
+    def _levels(self) -> dict[str, int]:
+        """The difficulty of every training question of the study's data."""
+        data = {each.cell.recipe.data for each in self.kept}
+        return {problem.id: problem.level for each in data for problem in load(each).train}
+
+    def _spent(self, recipe: Recipe, run: Run, cell: Cell, until: int | None = None) -> Row:
+        """Cost of a run up to a step; NaN where a record does not say, so that no sum hides it."""
+        rows = self._history_of(run)
+        # Step 0 is the validation before training; it costs nothing that arms differ in.
+        rows = pd.DataFrame(rows[rows["step"].between(1, np.inf if until is None else until)])
+        lost = not run.path.exists()
+        spent = {
+            "sampled_tokens": _last(rows, "budget/sampled_tokens", lost),
+            "trained_tokens": _last(rows, "budget/trained_tokens", lost),
+            "steps": float("nan") if lost else float(len(rows)),
+            "seconds": float("nan") if lost else _sum(rows, "time/step"),
+        }
+        if recipe.start is None:
+            return spent
+        first = recipe.start.recipe
+        run = run_of(self.root, first, cell.seed)
+        before = self._spent(first, run, cell, recipe.start.step)
+        return {name: before[name] + spent[name] for name in SPENT}
+
+    def _history_of(self, run: Run) -> pd.DataFrame:
+        """A run's history, read before if it is one of the kept."""
+        cell = next((each.cell for each in self.kept if each.run == run), None)
+        if cell is None:
+            return records.history(run)
+        return pick(self.history, label=cell.label, seed=cell.seed)
+
+
+_QUESTIONS = ("step", "epoch", "rollouts", "question", "correct", "alpha", "beta")
+
+
+@dataclass(frozen=True)
 class Runs:
     """A study's finished runs as frames, and what is missing from them.
 
@@ -47,17 +134,28 @@ class Runs:
 
     Attributes:
         study: whose runs they are.
-        root: the tracking folder they lie under.
         suites: that the study is evaluated on.
         kept: cells with a finished run, which the frames hold.
         missing: cells without one, which they leave out.
+        frames: of all the study's finished runs, also of arms that are not among the kept.
     """
 
     study: Study
-    root: Path
     suites: Suites
     kept: tuple[Planned, ...]
     missing: tuple[Planned, ...]
+    frames: Frames
+
+    def of(self, arms: Iterable[str]) -> "Runs":
+        """The runs of some arms; of all of them if none is named."""
+        names = tuple(arms)
+        if not names:
+            return self
+        kept, missing = (
+            tuple(each for each in cells if each.cell.label in names)
+            for cells in (self.kept, self.missing)
+        )
+        return replace(self, kept=kept, missing=missing)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -73,64 +171,22 @@ class Runs:
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row for each label, seed and step, one column for each metric; NaN where absent."""
-        rows = [{**_key(e.cell), **row} for e in self.kept for row in e.run.rows(File.METRICS)]
-        frame = pd.DataFrame(rows, columns=None if rows else ["label", "seed", "step", "timestamp"])
-        metrics = [name for name in frame.columns if "/" in name]
-        return frame.astype(dict.fromkeys(metrics, "float64"))
+        return pick(self.frames.history, label=self.labels)
 
     @cached_property
     def evaluations(self) -> pd.DataFrame:
         """One row for each label, seed, suite and problem: its level and its counts."""
-        frames = [
-            pd.read_parquet(path, columns=["problem", "level", *COUNTS]).assign(
-                **_key(each.cell), suite=suite
-            )
-            for each in self.kept
-            for suite, path in _measured(self.study, each)
-            if path.exists()
-        ]
-        columns = ["label", "seed", "suite", "problem", "level", *COUNTS]
-        found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
-        return found.reindex(columns=columns)
+        return pick(self.frames.evaluations, label=self.labels)
 
     @cached_property
     def questions(self) -> pd.DataFrame:
-        """One row for each label, seed, step and question: rollouts, correct ones, gate weights."""
-        fields = ("questions", "correct", "alpha", "beta")
-        rows = [
-            {**_key(e.cell), **{name: row[name] for name in ("step", "epoch", "rollouts", *fields)}}
-            for e in self.kept
-            for row in e.run.rows(File.QUESTIONS)
-        ]
-        columns = ["label", "seed", "step", "epoch", "rollouts", *fields]
-        frame = pd.DataFrame(rows, columns=columns).explode(list(fields), ignore_index=True)
-        numbers = dict.fromkeys(["correct", "alpha", "beta"], "float64")  # None becomes NaN
-        return frame.rename(columns={"questions": "question"}).astype(numbers)
+        """One row for each label, seed, step and question: its level, rollouts and gate weights."""
+        return pick(self.frames.questions, label=self.labels)
 
     @cached_property
     def budget(self) -> pd.DataFrame:
         """One row for each label and seed: what it cost, the checkpoint it began at included."""
-        rows = [{**_key(e.cell), **self._spent(e.cell.recipe, e.run, e.cell)} for e in self.kept]
-        return pd.DataFrame(rows, columns=["label", "seed", *SPENT])
-
-    def _spent(self, recipe: Recipe, run: Run, cell: Cell, until: int | None = None) -> Row:
-        """Cost of a run up to a step; NaN where a record does not say, so that no sum hides it."""
-        # Step 0 is the validation before training; it costs nothing that arms differ in.
-        rows = [row for row in run.rows(File.METRICS) if row["step"] > 0]
-        rows = [row for row in rows if until is None or row["step"] <= until]
-        lost = not run.path.exists()
-        spent = {
-            "sampled_tokens": _last(rows, "budget/sampled_tokens", lost),
-            "trained_tokens": _last(rows, "budget/trained_tokens", lost),
-            "steps": float("nan") if lost else float(len(rows)),
-            "seconds": float("nan") if lost else sum(_number(row, "time/step") for row in rows),
-        }
-        if recipe.start is None:
-            return spent
-        first = recipe.start.recipe
-        run = run_of(self.root, first, cell.seed)
-        before = self._spent(first, run, cell, recipe.start.step)
-        return {name: before[name] + spent[name] for name in SPENT}
+        return pick(self.frames.budget, label=self.labels)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -148,7 +204,7 @@ class Runs:
         lost = [
             f"{each.cell.label} (seed {each.cell.seed}) on {suite}"
             for each in self.kept
-            for suite, path in _measured(self.study, each)
+            for suite, path in measured(self.study, each)
             if not path.exists()
         ]
         if not lost:
@@ -178,7 +234,7 @@ def runs(study: Study, root: Path) -> Runs:
         distinct.setdefault((each.cell.label, each.run.path), each)
     kept = tuple(each for each in distinct.values() if each.run.finished)
     missing = tuple(each for each in distinct.values() if not each.run.finished)
-    return Runs(study, root, suites_of(study), kept, missing)
+    return Runs(study, suites_of(study), kept, missing, Frames(study, root, kept))
 
 
 def suites_of(study: Study) -> Suites:
@@ -201,7 +257,7 @@ def untrained(recipe: Recipe) -> bool:
     return recipe.method is None and recipe.start is None
 
 
-def _measured(study: Study, planned: Planned) -> list[tuple[str, Path]]:
+def measured(study: Study, planned: Planned) -> list[tuple[str, Path]]:
     """The suites that a run is measured on, each with the file that holds the counts."""
     found = measurements(study, planned.cell.recipe)
     return [(each.suite, planned.run.evaluation_path(each)) for each in found]
@@ -211,16 +267,20 @@ def _key(cell: Cell) -> Row:
     return {"label": cell.label, "seed": cell.seed}
 
 
-def _number(row: Row, name: str) -> float:
-    value = row.get(name)
-    return float("nan") if value is None else float(value)
-
-
-def _last(rows: list[Row], name: str, lost: bool) -> float:
+def _last(rows: pd.DataFrame, name: str, lost: bool) -> float:
     """The last value of a running total; 0 for a finished run without steps, which spent none."""
     if lost:
         return float("nan")
-    return _number(rows[-1], name) if rows else 0.0
+    if rows.empty:
+        return 0.0
+    return float(rows[name].iloc[-1]) if name in rows else float("nan")
+
+
+def _sum(rows: pd.DataFrame, name: str) -> float:
+    """NaN where one of the values is absent."""
+    if rows.empty:
+        return 0.0
+    return float(np.sum(rows[name].to_numpy("float64"))) if name in rows else float("nan")
 
 
 def share_of(count: int, total: int, things: str) -> str:

@@ -1,5 +1,6 @@
-"""Panels of lines as plain values, and the one way in which they become a page."""
+"""Panels of lines or of grids as plain values, and the one way in which they become a page."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from textwrap import fill
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure as Page
 from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
@@ -24,7 +27,9 @@ FORMATS = ("pdf", "svg", "png")
 
 # Inches: a page is at most as wide as a text block; (page width, panel height) by columns.
 _SIZES = {1: (4.0, 2.3), 2: (5.6, 1.9), 3: (6.9, 1.75), 4: (6.9, 1.5)}
-_LEGEND_ROW, _NOTE_ROW = 0.165, 0.13
+_LEGEND_ROW, _NOTE_ROW, _SCALE = 0.165, 0.13, 0.56  # the last is a colour scale's height
+_HEAT_HEIGHT = 2.4
+_Y_LABEL = 30  # characters that fit beside a panel
 _HANDLE, _CHARACTER = 0.62, 0.065  # widths in a legend: a line with its gaps, and one letter
 
 _DENSE = 30  # points from which a line is thinner and has few markers
@@ -42,6 +47,7 @@ class Line:
         x, y: of the mean.
         band: lower and upper ends of the interval.
         runs: x and y of each run, drawn faintly.
+        n: how many runs it is the mean of; 0 if it is none's.
     """
 
     label: str
@@ -50,6 +56,7 @@ class Line:
     y: FloatArray
     band: tuple[FloatArray, FloatArray] | None = None
     runs: tuple[tuple[FloatArray, FloatArray], ...] = ()
+    n: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,37 +68,95 @@ class Panel:
     y_label: str
     lines: tuple[Line, ...]
     doubling: bool = False  # x in powers of two
+    y_range: tuple[float, float] | None = None
 
 
-def draw(panels: Sequence[Panel], looks: Mapping[str, Look], note: str = "") -> Page:
-    """Draws the panels row by row, then one legend and the note for them all."""
-    columns = _columns(len(panels))
+@dataclass(frozen=True)
+class Heat:
+    """Numbers as colours, one cell each, on a scale that all panels of a page share.
+
+    Attributes:
+        values: [row, column], drawn from the top; NaN is an empty cell.
+        cell: what a number is, with its unit.
+        ends: of the scale.
+        colors: a matplotlib colour map, or colours from the lowest number to the highest.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    values: FloatArray
+    cell: str
+    ends: tuple[float, float] = (0.0, 1.0)
+    colors: str | tuple[str, ...] = "cividis"
+
+    @property
+    def scale(self) -> ScalarMappable:
+        """How a number becomes a colour."""
+        if isinstance(self.colors, str):
+            colors: Colormap = matplotlib.colormaps[self.colors]
+        else:
+            colors = LinearSegmentedColormap.from_list("ends", self.colors)
+        return ScalarMappable(Normalize(*self.ends), colors)
+
+
+def draw(
+    panels: Sequence["Panel | Heat"],
+    looks: Mapping[str, Look],
+    note: str = "",
+    columns: int | None = None,
+) -> Page:
+    """Draws the panels row by row, then one legend or scale and the note for them all."""
+    columns = columns or _columns(len(panels))
     rows = ceil(len(panels) / columns)
-    width, height = _SIZES[columns]
-    shown = {line.key for panel in panels for line in panel.lines}
-    keys = [key for key in looks if key in shown]
-    labels = [fill(key, int((width - _HANDLE) / _CHARACTER)) for key in keys]
-    per_row = _legend_columns(labels, width)
-    lines = (sum(text.count("\n") + 1 for text in column) for column in _split(labels, per_row))
-    legend = 0.06 + _LEGEND_ROW * max(lines)
-    below = legend + _NOTE_ROW * len(note.splitlines()) + 0.06
+    width, height = _SIZES[min(columns, max(_SIZES))]
+    heats = [panel for panel in panels if isinstance(panel, Heat)]
+    legend = _legend([p for p in panels if isinstance(p, Panel)], looks, width)
+    height = _HEAT_HEIGHT if heats else height
+    above = _SCALE if heats else legend.height
+    below = above + _NOTE_ROW * len(note.splitlines()) + 0.06
     page = Page(figsize=(width, rows * height + below), layout="constrained")
     parts = page.subfigures(2, 1, squeeze=False, height_ratios=[rows * height, below])
     upper, lower = parts.ravel()
     axes = upper.subplots(rows, columns, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
-        _draw_panel(ax, panel, looks)
+        if isinstance(panel, Heat):
+            _draw_heat(ax, panel)
+        else:
+            _draw_panel(ax, panel, looks)
     for ax in axes[len(panels) :]:
         ax.remove()
     _label_once(upper, list(axes[: len(panels)]))
-    handles = [
-        Line2D([], [], label=label, **looks[key].line())
-        for key, label in zip(keys, labels, strict=True)
-    ]
-    lower.legend(handles=handles, loc="upper center", ncols=per_row, borderaxespad=0.1)
-    at = 1 - legend / below
+    if heats:
+        _draw_scale(lower, heats[0], below)
+    else:
+        handles = legend.handles
+        lower.legend(handles=handles, loc="upper center", ncols=legend.columns, borderaxespad=0.1)
+    at = 1 - above / below
     lower.text(0.5, at, note, ha="center", va="top", fontsize="small", color="#444444")
     return page
+
+
+@dataclass(frozen=True)
+class Legend:
+    """Entries for the lines of a page, in columns, and the height in inches that they take."""
+
+    handles: tuple[Line2D, ...]
+    columns: int
+    height: float
+
+
+def _legend(panels: Sequence[Panel], looks: Mapping[str, Look], width: float) -> Legend:
+    shown = {line.key for panel in panels for line in panel.lines}
+    keys = [key for key in looks if key in shown]
+    labels = [fill(key, int((width - _HANDLE) / _CHARACTER)) for key in keys]
+    columns = _legend_columns(labels, width)
+    rows = (sum(text.count("\n") + 1 for text in column) for column in _split(labels, columns))
+    handles = (
+        Line2D([], [], label=label, **looks[key].line())
+        for key, label in zip(keys, labels, strict=True)
+    )
+    return Legend(tuple(handles), columns, 0.06 + _LEGEND_ROW * max(rows))
 
 
 def save(page: Page, folder: Path, name: str) -> list[Path]:
@@ -101,7 +166,20 @@ def save(page: Page, folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.{kind}" for kind in FORMATS]
     for path, kind in zip(paths, FORMATS, strict=True):
         page.savefig(path, format=kind, metadata=_UNDATED[kind])
+        if kind == "svg":
+            path.write_text(_with_numbered_clips(path.read_text()))
     return paths
+
+
+def _with_numbered_clips(svg: str) -> str:
+    """The drawing with its clips named in order.
+
+    Matplotlib names them by a hash of their place to the last bit, which differs from one layout of
+    the same page to the next; what is written of it, to the sixth decimal, does not.
+    """
+    names = re.findall(r'<clipPath id="(\w+)">', svg)
+    numbers = {name: f"clip{number}" for number, name in enumerate(names, start=1)}
+    return re.sub(r"\bp[0-9a-f]{10}\b", lambda found: numbers.get(found[0], found[0]), svg)
 
 
 @contextmanager
@@ -148,7 +226,10 @@ def _draw_panel(ax: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
             ax.fill_between(line.x, *line.band, color=color, alpha=alpha, linewidth=0, zorder=2)
     ax.set_title(panel.title)
     ax.set_xlabel(panel.x_label)
-    ax.set_ylabel(panel.y_label)
+    fits = len(panel.y_label) <= _Y_LABEL
+    ax.set_ylabel(panel.y_label if fits else panel.y_label.replace(" (", "\n("))
+    if panel.y_range is not None:
+        ax.set_ylim(panel.y_range)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(_tick))
@@ -157,6 +238,38 @@ def _draw_panel(ax: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
         ax.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+
+
+def _draw_heat(ax: Axes, heat: Heat) -> None:
+    rows, columns = heat.values.shape
+    scale = heat.scale
+    ax.set_facecolor("#e8e8e8")  # of empty cells
+    extent = (0.5, columns + 0.5, rows + 0.5, 0.5)
+    ax.imshow(
+        np.ma.masked_invalid(heat.values),
+        cmap=scale.get_cmap(),
+        vmin=heat.ends[0],
+        vmax=heat.ends[1],
+        aspect="auto",
+        interpolation="none",
+        extent=extent,
+    )
+    ax.grid(visible=False)
+    ax.set_title(heat.title)
+    ax.set_xlabel(heat.x_label)
+    ax.set_ylabel(heat.y_label)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    ax.set_yticks([])
+
+
+def _draw_scale(page: SubFigure, heat: Heat, height: float) -> None:
+    """The colours from end to end, with what a cell is above them."""
+    ax = page.add_axes((0.3, 1 - 0.3 / height, 0.4, 0.09 / height))
+    bar = page.colorbar(heat.scale, cax=ax, orientation="horizontal")
+    bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue]
+    ax.set_title(heat.cell, fontsize="small", fontweight="normal", pad=2)
+    ax.tick_params(labelsize="small")
+    ax.xaxis.set_major_formatter(FuncFormatter(_tick))
 
 
 def _tick(value: float, _: object) -> str:

@@ -7,14 +7,17 @@ from pathlib import Path
 from analysis.figure import Drawing, Dynamics, LearningCurves, PassAtK
 from analysis.load import Runs, suites_of
 from analysis.load import runs as load_runs
+from analysis.output import Output, Tabular
+from analysis.page import Links, Shown, page
 from analysis.panel import draw, save, styled
+from analysis.sheet import Sheet
 from analysis.style import looks
 from analysis.table import Table
 from workbench.identity import nearest
 from workbench.records import new_file
 from workbench.study import Study
 
-Output = Table | Drawing
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,11 @@ def report(
     outputs: Iterable[Output],
     root: Path,
     only: str | Sequence[str] | None = None,
+    *,
+    source: Path | None = None,
+    links: Links = Links(),
 ) -> Report:
-    """Writes a study's tables and figures into `<root>/reports/<study>`.
+    """Writes a study's tables and figures, and the page of them all, into `<root>/reports/<study>`.
 
     Every output is checked before the first is drawn, also those that `only` leaves out.
 
@@ -63,7 +69,9 @@ def report(
         study: whose runs are reported.
         outputs: those of the study file; ones of other studies are left to their own reports.
         root: the tracking folder.
-        only: names of the outputs to write; None writes all.
+        only: names of the outputs to write, without the page; None writes all.
+        source: the folder that the runs are read from, if it is not the tracking folder.
+        links: to the runs in MLflow.
 
     Raises:
         ValueError: a wrong declaration, an unknown name in `only`, or no finished run.
@@ -72,47 +80,58 @@ def report(
     wanted = _chosen(declared, only)
     for each in declared:
         each.check()
-    runs = load_runs(study, root)
+    runs = load_runs(study, source or root)
     if not runs.kept:
         raise ValueError(
-            f"study {study.name!r} has no finished run under {root} "
+            f"study {study.name!r} has no finished run under {source or root} "
             f"({len(runs.missing)} to train); run it first"
         )
     folder = root / "reports" / study.name
     folder.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
-    notes: list[str] = []
-    for each in wanted:
-        if isinstance(each, Table):
-            paths += write_table(each, runs, folder)
-        else:
-            drawn, left_out = write_figure(each, runs, folder)
-            paths += drawn
-            notes += left_out
-    return _summary(wanted, runs, folder, paths, notes)
+    shown = [write(each, runs, folder) for each in wanted]
+    paths = [path for each in shown for path in each.paths]
+    if only is None:
+        paths.append(folder / PAGE)
+        _write_text(paths[-1], page(runs, shown, links))
+    return _summary(shown, runs, folder, paths)
 
 
-def write_table(table: Table, runs: Runs, folder: Path) -> list[Path]:
+def write(output: Output, runs: Runs, folder: Path) -> Shown:
+    """Writes one output, and gives what the page shows of it."""
+    runs = runs.of(output.needed)
+    if isinstance(output, Tabular):
+        sheet = output.sheet(runs)
+        return Shown(output, tuple(write_table(output.name, sheet, folder)), sheet)
+    assert isinstance(output, Drawing)
+    return write_figure(output, runs, folder)
+
+
+def write_table(name: str, sheet: Sheet, folder: Path) -> list[Path]:
     """Writes a table as Markdown, LaTeX and CSV."""
-    sheet = table.sheet(runs)
     texts = {"md": sheet.markdown(), "tex": sheet.latex(), "csv": sheet.csv()}
-    paths = [folder / f"{table.name}.{kind}" for kind in texts]
+    paths = [folder / f"{name}.{kind}" for kind in texts]
     for path, text in zip(paths, texts.values(), strict=True):
-        with new_file(path) as handle:
-            handle.write(text.encode())
+        _write_text(path, text)
     return paths
 
 
-def write_figure(figure: Drawing, runs: Runs, folder: Path) -> tuple[list[Path], list[str]]:
-    """Writes a figure as PDF, SVG and PNG; returns the files, and a note on each panel left out."""
+def write_figure(figure: Drawing, runs: Runs, folder: Path) -> Shown:
+    """Writes a figure as PDF, SVG and PNG, with a note on each panel that is left out."""
     found = figure.panels(runs)
     if not found.panels:
-        return [], [f"{figure.name} is not drawn: {'; '.join(found.left_out)}."]
+        return Shown(figure, note=f"{figure.name} is not drawn: {'; '.join(found.left_out)}.")
     # Looks are of all the study's arms, so that an arm keeps its colour in every figure.
     keys = dict.fromkeys(figure.keys(tuple(figure.study.recipes)).values())
     with styled():
-        paths = save(draw(found.panels, looks(keys), found.note), folder, figure.name)
-    return paths, [f"{figure.name}: {'; '.join(found.left_out)}."] if found.left_out else []
+        drawn = draw(found.panels, looks(keys), found.note, found.columns)
+        paths = save(drawn, folder, figure.name)
+    note = f"{figure.name}: {'; '.join(found.left_out)}." if found.left_out else ""
+    return Shown(figure, tuple(paths), note=note)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with new_file(path) as handle:
+        handle.write(text.encode())
 
 
 def _chosen(declared: Sequence[Output], only: str | Sequence[str] | None) -> list[Output]:
@@ -128,13 +147,11 @@ def _chosen(declared: Sequence[Output], only: str | Sequence[str] | None) -> lis
     return [each for each in declared if each.name in wanted]
 
 
-def _summary(
-    wanted: Sequence[Output], runs: Runs, folder: Path, paths: list[Path], notes: list[str]
-) -> Report:
-    table = next((each for each in wanted if isinstance(each, Table)), None)
-    if table is None:
+def _summary(shown: Sequence[Shown], runs: Runs, folder: Path, paths: Sequence[Path]) -> Report:
+    notes = [each.note for each in shown if each.note]
+    sheet = next((each.sheet for each in shown if isinstance(each.output, Table)), None)
+    if sheet is None:
         return Report(folder, tuple(paths), (), (), (*runs.notes, *notes))
-    sheet = table.sheet(runs)
     columns = tuple(head.title for head in sheet.heads)
     rows = tuple(tuple(entry.plain for entry in row) for row in sheet.rows)
     return Report(folder, tuple(paths), columns, rows, (*sheet.notes, *notes))

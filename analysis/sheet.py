@@ -1,8 +1,9 @@
-"""A finished table: cells with their emphasis, written as Markdown, LaTeX or CSV."""
+"""A finished table: cells with their emphasis, written as Markdown, LaTeX, CSV or HTML."""
 
 import csv
 import io
 from dataclasses import dataclass
+from html import escape
 from math import isnan
 
 from analysis.intervals import Interval
@@ -25,11 +26,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Head:
-    """A column: its title, the key that CSV calls it, and the group that its title stands under."""
+    """A column.
+
+    Attributes:
+        title: what is read.
+        key: what CSV calls it.
+        group: that its title stands under.
+        text: whether it holds words, which begin at the left, and not numbers.
+    """
 
     title: str
     key: str
     group: str = ""
+    text: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Sheet:
     def markdown(self) -> str:
         """A pipe table with the best of each column in bold, and the notes under it."""
         titles = [_markdown(head.title) for head in self.heads]
-        lines = [_pipe(titles), _pipe(["---", *["---:"] * (len(titles) - 1)])]
+        lines = [_pipe(titles), _pipe(["---" if left else "---:" for left in self._left])]
         lines += [_pipe([_markdown_entry(entry) for entry in row]) for row in self.rows]
         notes = [f"- {_markdown(note)}" for note in self.notes]
         return "\n".join([*lines, "", *notes]) + "\n"
@@ -57,7 +66,7 @@ class Sheet:
             r"% \usepackage{booktabs,graphicx}",
             *(f"% {note}" for note in self.notes),
             r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * (len(self.heads) - 1)}}}",
+            rf"\begin{{tabular}}{{{''.join('l' if left else 'r' for left in self._left)}}}",
             r"\toprule",
             *self._latex_groups(),
             rf"{titles} \\",
@@ -67,6 +76,30 @@ class Sheet:
             r"\end{tabular}}",
         ]
         return "\n".join(lines) + "\n"
+
+    def html(self) -> str:
+        """A `table` with the best of each column in bold, and the notes as a list under it."""
+        sides = ["text" if left else "number" for left in self._left]
+        titles = "".join(
+            f'<th class="{side}" scope="col">{escape(head.title)}</th>'
+            for side, head in zip(sides, self.heads, strict=True)
+        )
+        groups = "".join(
+            f'<th class="group" colspan="{last - first + 1}" scope="colgroup">{escape(group)}</th>'
+            if group
+            else f'<td colspan="{last - first + 1}"></td>'
+            for group, first, last in self._groups()
+        )
+        body = "\n".join(
+            "<tr>" + "".join(map(_html_entry, row, sides)) + "</tr>" for row in self.rows
+        )
+        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
+        return (
+            '<div class="wide"><table>\n<thead>'
+            + (f"<tr>{groups}</tr>" if any(head.group for head in self.heads) else "")
+            + f"<tr>{titles}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n"
+            + f'<ul class="notes">{notes}</ul>\n'
+        )
 
     def csv(self) -> str:
         """Plain numbers: an interval is three columns, its ends empty where there is none."""
@@ -84,17 +117,27 @@ class Sheet:
         return out.getvalue()
 
     @property
+    def _left(self) -> list[bool]:
+        """Which columns begin at the left: the first, and those of words."""
+        return [at == 0 or head.text for at, head in enumerate(self.heads)]
+
+    @property
     def _at(self) -> range:
         return range(len(self.heads))
 
-    def _latex_groups(self) -> list[str]:
-        """A row of group titles over ruled spans; none where no head has a group."""
+    def _groups(self) -> list[tuple[str, int, int]]:
+        """Neighbouring heads of one group: its title, its first and its last column from 1."""
         spans: list[tuple[str, int, int]] = []
         for at, head in enumerate(self.heads, start=1):
             if spans and spans[-1][0] == head.group:
                 spans[-1] = (head.group, spans[-1][1], at)
             else:
                 spans.append((head.group, at, at))
+        return spans
+
+    def _latex_groups(self) -> list[str]:
+        """A row of group titles over ruled spans; none where no head has a group."""
+        spans = self._groups()
         if not any(group for group, _, _ in spans):
             return []
         titles = [
@@ -128,6 +171,12 @@ _LATEX = {
     ">": r"\textgreater{}",
     "±": r"$\pm$",
     "–": "--",
+    "·": r"$\cdot$",
+    "≤": r"$\le$",
+    **{
+        greek: rf"$\{name}$"
+        for greek, name in zip("αβγπ", ("alpha", "beta", "gamma", "pi"), strict=True)
+    },
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
@@ -140,6 +189,13 @@ def _latex(text: str) -> str:
 def _latex_entry(entry: Entry) -> str:
     text = rf"\textbf{{{_latex(entry.text)}}}" if entry.best else _latex(entry.text)
     return rf"{text}$_{{\pm {entry.spread}}}$" if entry.spread else text
+
+
+def _html_entry(entry: Entry, side: str) -> str:
+    text = escape(entry.text).replace("(", "(<wbr>")  # where a long value may be broken
+    text = f"<strong>{text}</strong>" if entry.best else text
+    spread = f'<span class="spread"> ± {escape(entry.spread)}</span>' if entry.spread else ""
+    return f'<td class="{side}">{text}{spread}</td>'
 
 
 def _numbers(entry: Entry, spans: bool) -> list[str]:

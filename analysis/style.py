@@ -46,10 +46,13 @@ KNOWN = {
     "luffy": Look("#e69f00", LONG, "v"),
     "srft": Look("#cc79a7", DASH_DOT_DOT, "p"),
     "hpt": Look("#d55e00", SOLID, "o", width=1.8),
+    "off/on": Look("#882255", DASHED, "<"),
+    "mix/on": Look("#44aa99", DASH_DOT, ">"),
 }
+_ALSO = {"sft/on": "hpt"}  # the paper's name of it beside OFF/ON and Mix/ON
 
 # For labels that are no method's name: Tol's muted colours, apart from those above in lightness.
-_COLORS = ("#332288", "#44aa99", "#882255", "#999933", "#000000", "#88ccee", "#aa4499", "#117733")
+_COLORS = ("#332288", "#999933", "#000000", "#88ccee", "#aa4499", "#117733", "#ddcc77", "#661100")
 _DASHES = (SOLID, DASHED, DASH_DOT, DOTTED, LONG, DASH_DOT_DOT)
 _MARKERS = ("o", "s", "^", "D", "v", "p", "X", "<", ">", "h", "*")
 
@@ -65,10 +68,14 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
     return {label: _known(label) or cycle[label] for label in every}
 
 
+def plain(label: str) -> str:
+    """A label without regard to its case, spaces and kind of arrow."""
+    return label.lower().replace(" ", "").replace("→", "->")
+
+
 def _known(label: str) -> Look | None:
-    """The method's look, whatever the case, spaces and kind of arrow of its label."""
-    name = label.lower().replace(" ", "").replace("→", "->")
-    return KNOWN.get(name)
+    name = plain(label)
+    return KNOWN.get(_ALSO.get(name, name))
 
 
 def _other(number: int) -> Look:

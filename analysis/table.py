@@ -1,20 +1,21 @@
 """The results table: accuracy on each suite, averages and budget, with seeds as the unit."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import isnan
 
 import numpy as np
 import pandas as pd
 
-from analysis.intervals import Interval, explain, over_problems, over_seeds
+from analysis import published as paper
+from analysis.intervals import Interval, explain
 from analysis.load import SPENT, Runs, pick, suites_of
 from analysis.metrics import compact
+from analysis.output import Tabular
+from analysis.quantities import VALUES, Value, interval_of, per_problem
 from analysis.sheet import Entry, Head, Sheet
 from workbench.identity import nearest
-from workbench.passk import FloatArray
 from workbench.schema import AVERAGE, AVERAGE_OOD
-from workbench.study import Study
 
 INSIDE, OUTSIDE, BUDGET = "In distribution", "Out of distribution", "Budget"
 ROWS, COLUMNS = ("label", "seed"), ("suite", "level")
@@ -22,78 +23,86 @@ NOTHING = "–"
 
 
 @dataclass(frozen=True)
-class Value:
-    """A number of each problem, out of its counts: what it is called, how it is shown."""
-
-    title: str
-    count: str
-    scale: float
-    digits: int
-    best: Callable[[Sequence[float]], float] | None = None
-
-
-VALUES = {
-    "pass_at_1": Value("Pass@1 in percent", "correct", 100, 1, max),
-    "tokens": Value("Response length in tokens", "tokens", 1, 0),
-    "truncated": Value("Truncated answers in percent", "truncated", 100, 1),
-    "ungradable": Value("Answers that could not be graded, in percent", "ungradable", 100, 1),
-}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of a study's final evaluations.
+class Table(Tabular):
+    """A table of a study's final evaluations: Tables 2, 3, 5 and 6 of the paper.
 
     Attributes:
-        name: of the files.
-        study: whose runs are shown.
         rows: one for each `label`, averaged over its seeds, or one for each `seed` too.
         columns: one for each `suite`, with averages, or for each `level` of the in-distribution
             suites' problems.
         value: `pass_at_1` (the mean over the samples of a problem), `tokens`, `truncated`,
             `ungradable`.
         budget: whether tokens, steps and seconds stand beside it.
+        reported: a table of the paper, such as `table2_qwen7b`, whose numbers stand beside the
+            measured ones, under the suites that both have and the averages.
+        reported_rows: its row for an arm whose label it does not have.
 
     Raises:
         ValueError: a choice that is none of these, with the nearest.
     """
 
-    name: str
-    study: Study
     rows: str = "label"
     columns: str = "suite"
     value: str = "pass_at_1"
     budget: bool = True
+    reported: str = ""
+    reported_rows: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        for arm in self.reported_rows:
+            self.known_arm(arm, "reported_rows")
+        if self.reported:
+            paper.check(self.reported, "Table.reported")
         choices = (("rows", ROWS), ("columns", COLUMNS), ("value", tuple(VALUES)))
-        for field, known in choices:
-            given = getattr(self, field)
+        for name, known in choices:
+            given = getattr(self, name)
             if given not in known:
-                raise ValueError(f"Table.{field} is {given!r}; {nearest(given, known)}")
+                raise ValueError(f"Table.{name} is {given!r}; {nearest(given, known)}")
 
     def check(self) -> None:
-        """Raises ValueError where the study's data or evaluation cannot give the table."""
         suites_of(self.study)
 
     def sheet(self, runs: Runs) -> Sheet:
         """The table of these runs, the base model first, the best of each column emphasised."""
         columns = _suite_columns(runs) if self.columns == "suite" else _level_columns(runs)
         value = VALUES[self.value]
-        frame = _values(runs, value, self.columns)
-        rows = [self._row(frame, columns, label, seeds) for label, seeds in self._groups(runs)]
+        inside = runs.suites.names if self.columns == "suite" else runs.suites.inside
+        frame = per_problem(pick(runs.evaluations, suite=inside), self.value)
+        groups = self._groups(runs)
+        rows = [self._row(frame, columns, label, seeds) for label, seeds in groups]
         entries = [[_entry(found, value) for found in row] for row in rows]
         if value.best:
             _emphasise(entries, value)
         heads = [Head("Method", "label"), Head("n", "n"), *(column.head for column in columns)]
         names = self._names(runs)
         body = [[*name, *row] for name, row in zip(names, entries, strict=True)]
+        more = self._reported_columns(columns, [label for label, _ in groups])
         if self.budget:
-            heads += _BUDGET_HEADS
-            spent = [_spent(runs, label, seeds) for label, seeds in self._groups(runs)]
-            body = [[*row, *costs] for row, costs in zip(body, spent, strict=True)]
+            more += _budget_columns(runs, groups)
+        for head, cells in more:
+            heads.append(head)
+            body = [[*row, cell] for row, cell in zip(body, cells, strict=True)]
         notes = self._notes(runs, [found for row in rows for found in row if found])
         return Sheet(self.name, tuple(heads), tuple(tuple(row) for row in body), notes)
+
+    def _reported_columns(
+        self, columns: "Sequence[Column]", labels: Sequence[str]
+    ) -> list[tuple[Head, list[Entry]]]:
+        """The paper's numbers under the suites and averages that this table has too."""
+        if not self.reported:
+            return []
+        rows = [
+            paper.accuracy_of(self.reported, self.reported_rows.get(label, label))
+            for label in labels
+        ]
+        found = []
+        for head in (column.head for column in columns):
+            cells = [row.get(head.key) for row in rows]
+            if any(cell is not None for cell in cells):
+                named = Head(f"{head.title}, {paper.PAPER}", f"{head.key}_reported")
+                found.append((named, [_reported_entry(cell) for cell in cells]))
+        return found
 
     def _groups(self, runs: Runs) -> list[tuple[str, tuple[int, ...]]]:
         """What each row is of: an arm and some of its seeds."""
@@ -117,11 +126,13 @@ class Table:
         seeds: tuple[int, ...],
     ) -> list[Interval | None]:
         mine = pick(frame, label=label, seed=seeds)
-        return [_interval(mine, column.strata) for column in columns]
+        return [interval_of(mine, self.columns, column.strata) for column in columns]
 
     def _notes(self, runs: Runs, found: list[Interval]) -> tuple[str, ...]:
         notes = [f"{VALUES[self.value].title}; {_evaluated(runs)}."]
         notes += explain([(each.over, each.units) for each in found if not isnan(each.half)], "±")
+        if self.reported:
+            notes.append(paper.note(self.reported))
         if self.budget:
             notes.append(_budget_note(runs))
         return (*notes, *runs.notes)
@@ -135,7 +146,7 @@ class Column:
     """A head, and the strata (suites or levels) whose means are averaged under it."""
 
     head: Head
-    strata: tuple[str, ...]
+    strata: tuple[object, ...]
 
 
 def _suite_columns(runs: Runs) -> list[Column]:
@@ -154,33 +165,10 @@ def _suite_columns(runs: Runs) -> list[Column]:
 def _level_columns(runs: Runs) -> list[Column]:
     frame = runs.evaluations
     levels = sorted({int(n) for n in pick(frame, suite=runs.suites.inside)["level"] if n > 0})
-    return [Column(Head(f"Level {n}", f"level_{n}", INSIDE), (str(n),)) for n in levels]
+    return [Column(Head(f"Level {n}", f"level_{n}", INSIDE), (n,)) for n in levels]
 
 
 # --- numbers --------------------------------------------------------------------------------------
-
-
-def _values(runs: Runs, value: Value, columns: str) -> pd.DataFrame:
-    """One row for each label, seed, stratum and problem, with its value."""
-    frame = runs.evaluations
-    if columns == "level":
-        frame = pick(frame, suite=runs.suites.inside)
-    shares = frame[value.count].astype("float64") / frame["samples"].astype("float64")
-    strata = frame[columns].astype("str")
-    return frame.assign(stratum=strata, value=shares * value.scale)
-
-
-def _interval(frame: pd.DataFrame, strata: tuple[str, ...]) -> Interval | None:
-    """Over the runs that have every stratum; over problems if that is one run; None if none."""
-    runs: list[list[FloatArray]] = []
-    for _, run in frame.groupby("seed", sort=True):
-        parts = [run.loc[run["stratum"] == name, "value"].to_numpy("float64") for name in strata]
-        if all(len(part) for part in parts):
-            runs.append(parts)
-    if len(runs) == 1:
-        return over_problems(runs[0])
-    means = [sum(part.mean() for part in parts) / len(parts) for parts in runs]
-    return over_seeds(means) if means else None
 
 
 def _entry(found: Interval | None, value: Value) -> Entry:
@@ -188,6 +176,10 @@ def _entry(found: Interval | None, value: Value) -> Entry:
         return Entry(NOTHING)
     spread = "" if isnan(found.half) else f"{found.half:.{value.digits}f}"
     return Entry(f"{found.mean:.{value.digits}f}", found, spread)
+
+
+def _reported_entry(value: float | None) -> Entry:
+    return Entry(NOTHING) if value is None else Entry(f"{value:.1f}", value)
 
 
 def _emphasise(entries: list[list[Entry]], value: Value) -> None:
@@ -216,6 +208,14 @@ def _spent(runs: Runs, label: str, seeds: tuple[int, ...]) -> list[Entry]:
     mine = pick(runs.budget, label=label, seed=seeds)
     means = [float(np.mean(mine[name].to_numpy("float64"))) for name in SPENT]
     return [Entry(compact(mean), mean) for mean in means]
+
+
+def _budget_columns(
+    runs: Runs, groups: Sequence[tuple[str, tuple[int, ...]]]
+) -> list[tuple[Head, list[Entry]]]:
+    """What each row cost."""
+    spent = [_spent(runs, label, seeds) for label, seeds in groups]
+    return [(head, [row[at] for row in spent]) for at, head in enumerate(_BUDGET_HEADS)]
 
 
 def _budget_note(runs: Runs) -> str:

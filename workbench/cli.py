@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from workbench.studyfile import Mistake, StudyFile, load
 
@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    from analysis.report import Output
+    from analysis.output import Output
+    from analysis.page import Links
     from workbench.plan import Cost, Job, Status
     from workbench.study import Study
 
 OK, FAILED, MISTAKEN, INTERRUPTED = 0, 1, 2, 130
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+UI_PORT = 5000
+
+R = TypeVar("R")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,14 +79,23 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "report":
             each.add_argument("--only", action="append", metavar="NAME", help="only this output")
+            each.add_argument(
+                "--from",
+                dest="source",
+                metavar="WHERE",
+                help="a folder of exported records, or an MLflow tracking URI",
+            )
+        if name == "export":
+            each.add_argument("--to", type=Path, required=True, help="a folder for the records")
         if name == "ui":
-            each.add_argument("--port", type=int, default=5000, help="of the page (5000)")
+            each.add_argument("--port", type=int, default=UI_PORT, help="of the page (5000)")
             each.add_argument("--host", default=LOCAL_HOSTS[0], help="this machine only")
 
     add("plan", _plan, "list the runs and what they cost, start nothing")
     add("run", _run, "train the runs that have no finished record yet, then report")
     add("status", _status, "say which runs are finished, running or failed, and why")
     add("report", _report, "write tables and figures from the records")
+    add("export", _export, "copy what reports need of the records, compact, to share or commit")
     add("ui", _ui, "open MLflow on this machine's runs", "?")
     add("doctor", _doctor, "check that everything a study needs is there", "?")
     pretrain = commands.add_parser("pretrain", help="rebuild the shipped base model and compare")
@@ -131,13 +144,14 @@ def _loaded(options: argparse.Namespace) -> StudyFile:
 
 
 def _outputs(file: StudyFile, study: "Study") -> "list[Output]":
-    """The file's tables and figures of a study; none where it does not import `analysis`."""
+    """The file's outputs of a study, alone or in tuples; none where it imports no `analysis`."""
     if "analysis" not in sys.modules:
         return []
-    from analysis.report import Output
+    from analysis.output import Output
 
-    made = [value for value in vars(file.module).values() if isinstance(value, Output)]
-    return [value for value in made if value.study == study]
+    named = vars(file.module).values()
+    every = [each for value in named for each in (value if isinstance(value, tuple) else (value,))]
+    return [each for each in every if isinstance(each, Output) and each.study == study]
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -266,7 +280,7 @@ def _run_study(file: StudyFile, study: "Study", root: Path) -> int:
         behind = mirror.close()
     _print_problems(launcher.failed, behind, mirror.uri)
     if any(job.done for job in jobs):
-        _write_report(file, study, root, None)
+        _write_report(file, study, root)
     console.print(f"runs      {root / 'cells'}")
     console.print(f"MLflow    workbench ui {file.path}   ({mirror.uri})")
     if launcher.stopping:
@@ -285,17 +299,34 @@ def _print_problems(failed: Iterable["Job"], behind: dict[str, str], uri: str) -
 
 def _report(options: argparse.Namespace) -> int:
     file, root = load(options.study, options.name), _root(options)
-    for variable in file.studies:
-        file.checked(variable, lambda study: _write_report(file, study, root, options.only))
+    studies = _having(file, options.only or [])
+    for variable in studies:
+        file.checked(variable, lambda study: _write_report(file, study, root, options))
     return OK
 
 
-def _write_report(file: StudyFile, study: "Study", root: Path, only: list[str] | None) -> None:
-    """Writes the study's outputs and prints its first table."""
-    from analysis.report import report
+def _having(file: StudyFile, only: list[str]) -> list[str]:
+    """The studies that have one of the named outputs; all of them where nobody has it."""
+    names = {
+        variable: {output.name for output in _outputs(file, study)}
+        for variable, study in file.studies.items()
+    }
+    return [variable for variable, each in names.items() if each & set(only)] or list(names)
 
-    console = _console()
-    written = report(study, _outputs(file, study), root, only)
+
+def _write_report(
+    file: StudyFile, study: "Study", root: Path, options: argparse.Namespace | None = None
+) -> None:
+    """Writes the study's outputs, prints its first table and puts the page into MLflow."""
+    from analysis.report import report
+    from workbench.tracking import log_report, store_uri
+
+    console, uri = _console(), store_uri(root)
+    only = options.only if options else None
+    source = _source(study, root, options.source if options else None)
+    links = _mlflow(lambda: _links(study, uri)) if only is None else None
+    extra = {"links": links} if links is not None else {}
+    written = report(study, _outputs(file, study), root, only, source=source, **extra)
     if written.rows:
         table = _grid(*written.columns)
         for row in written.rows:
@@ -304,6 +335,57 @@ def _write_report(file: StudyFile, study: "Study", root: Path, only: list[str] |
     for note in written.notes:
         console.print(note)
     console.print(f"report    {written.folder} ({len(written.paths)} files)")
+    if only is None:
+        console.print(f"page      {written.folder / 'report.html'}")
+        _mlflow(lambda: log_report(study, written.folder, uri))
+
+
+def _source(study: "Study", root: Path, given: str | None) -> Path | None:
+    """The folder that a report is read from: the tracking folder, another, or a copy of MLflow."""
+    if given is None:
+        return None
+    if "://" in given or given == "databricks":
+        from analysis.tracked import fetch
+
+        return fetch(study, given, root / "tracked")
+    path = Path(given).resolve()
+    if not path.is_dir():
+        raise FileNotFoundError(f"no folder {given}; --from takes a folder or a tracking URI")
+    return path
+
+
+def _links(study: "Study", uri: str) -> "Links":
+    from analysis.tracked import links
+
+    return links(study, uri, _page(uri, UI_PORT))
+
+
+def _mlflow(act: Callable[[], R]) -> R | None:
+    """What MLflow gives, or nothing and a line that says why: it never stands in a report's way."""
+    try:
+        return act()
+    except Exception as error:  # whatever a store can raise
+        print(f"MLflow has no part in this report: {error}".splitlines()[0], file=sys.stderr)
+        return None
+
+
+def _export(options: argparse.Namespace) -> int:
+    """Copies every finished run that a study's report needs."""
+    from workbench import plan
+    from workbench.records import cells_root
+    from workbench.tracking.points import write_compact
+
+    file, root = load(options.study, options.name), _root(options)
+    copied: dict[Path, None] = {}
+    for variable in file.studies:
+        for job in file.checked(variable, lambda each: plan.jobs(each, root)):
+            if job.run.finished:
+                folder = options.to / job.run.path.relative_to(root)
+                folder.mkdir(parents=True, exist_ok=True)
+                write_compact(job, folder)
+                copied[folder] = None
+    print(f"{len(copied)} runs under {cells_root(options.to)}")
+    return OK if copied else FAILED
 
 
 # --- the rest -------------------------------------------------------------------------------------
@@ -320,8 +402,7 @@ def _ui(options: argparse.Namespace) -> int:
         )
     set_defaults()
     uri = store_uri(_root(options))
-    remote = uri.startswith(("http://", "https://"))
-    page = uri.rstrip("/") if remote else f"http://127.0.0.1:{options.port}"
+    remote, page = _is_remote(uri), _page(uri, options.port)
     names = [] if options.study is None else [
         study.name for study in load(options.study, options.name).studies.values()
     ]  # fmt: skip
@@ -333,6 +414,15 @@ def _ui(options: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(options.port), "--workers", "1"]
     os.execv(command[0], command)  # this process becomes the server: what ends it, ends that
+
+
+def _is_remote(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _page(uri: str, port: int) -> str:
+    """Where MLflow's pages are: the server's own, or what `workbench ui` serves."""
+    return uri.rstrip("/") if _is_remote(uri) else f"http://{LOCAL_HOSTS[0]}:{port}"
 
 
 def _doctor(options: argparse.Namespace) -> int:

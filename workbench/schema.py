@@ -110,12 +110,16 @@ class File:
     LOG = "worker.log"
     FAILURE = "failure.json"
     RESULT = "result.json"
+    # The same records in a compact copy, such as MLflow's artifacts of a run.
+    HISTORY_TABLE = "history.parquet"
+    QUESTIONS_TABLE = "questions.parquet"
 
 
 class Tag:
     """MLflow tags, for programs; names are for people."""
 
     STUDY = "workbench.study"
+    REPORT = "workbench.report"
     LABEL = "workbench.label"
     CELL = "workbench.cell"
     SEED = "workbench.seed"

@@ -1,6 +1,15 @@
 """The mirror of run directories in MLflow; the only package that imports mlflow."""
 
 from workbench.tracking.mirror import Mirror
+from workbench.tracking.report import log_report
 from workbench.tracking.store import ensure_store, experiments, set_defaults, sqlite_path, store_uri
 
-__all__ = ["Mirror", "ensure_store", "experiments", "set_defaults", "sqlite_path", "store_uri"]
+__all__ = [
+    "Mirror",
+    "ensure_store",
+    "experiments",
+    "log_report",
+    "set_defaults",
+    "sqlite_path",
+    "store_uri",
+]

@@ -151,14 +151,24 @@ ROLLOUTS_TABLE = "rollouts.json"
 
 def write_artifacts(job: Job, folder: Path) -> None:
     """Writes what MLflow keeps of a run besides numbers: recipe, records as Parquet, rollouts."""
-    path = job.run.path
     (folder / "recipe.txt").write_text(recipe_text(job))
+    write_compact(job, folder)
+    table = rollouts_table(job.run.path / File.ROLLOUTS)
+    if table is not None:
+        (folder / ROLLOUTS_TABLE).write_text(table)
+
+
+def write_compact(job: Job, folder: Path) -> None:
+    """Writes a copy of a run directory that tables and figures need, its records as Parquet."""
+    path = job.run.path
     for name in (File.SPEC, File.PROVENANCE, File.DATA, File.RESULT, File.FAILURE):
         if (path / name).exists():
             shutil.copy(path / name, folder / name)
-    for name, rows in (("history", job.run.rows()), ("questions", job.run.rows(File.QUESTIONS))):
+    tables = {File.METRICS: File.HISTORY_TABLE, File.QUESTIONS: File.QUESTIONS_TABLE}
+    for lines, table in tables.items():
+        rows = job.run.rows(lines)
         if rows:
-            pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet")
+            pd.DataFrame(rows).to_parquet(folder / table, compression="zstd")
     measured = [p for m in job.measurements if (p := job.run.evaluation_path(m)).exists()]
     for source in measured:
         (folder / File.EVALUATIONS).mkdir(exist_ok=True)
@@ -166,9 +176,6 @@ def write_artifacts(job: Job, folder: Path) -> None:
     for source in [p for each in job.probes if (p := job.run.probe_path(each)).exists()]:
         (folder / File.PROBES).mkdir(exist_ok=True)
         shutil.copy(source, folder / File.PROBES / source.name)
-    table = rollouts_table(path / File.ROLLOUTS)
-    if table is not None:
-        (folder / ROLLOUTS_TABLE).write_text(table)
 
 
 def recipe_text(job: Job) -> str:
