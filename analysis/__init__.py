@@ -2,6 +2,7 @@
 
 from analysis.exclusive import Exclusive
 from analysis.figure import Dynamics, Figure, GateDecisions, LearningCurves, PassAtK
+from analysis.gradient import BiasVariance, ErrorBySolveRate, Estimators, estimates, probed
 from analysis.grid import RolloutGrid
 from analysis.load import Runs, runs
 from analysis.methods import Components, components
@@ -20,8 +21,11 @@ from analysis.report import Report, report
 from analysis.table import Table
 
 __all__ = [
+    "BiasVariance",
     "Components",
     "Dynamics",
+    "ErrorBySolveRate",
+    "Estimators",
     "Exclusive",
     "Figure",
     "GateDecisions",
@@ -35,10 +39,12 @@ __all__ = [
     "components",
     "curves",
     "dynamics",
+    "estimates",
     "exclusive_solves",
     "gate_decisions",
     "paper",
     "pass_at_k",
+    "probed",
     "report",
     "reported",
     "rollout_accuracy",

@@ -15,7 +15,7 @@ from analysis.intervals import FEW, SEEDS, explain
 from analysis.load import Runs, pick, share_of, suites_of
 from analysis.metrics import STEP, axis_label, level_of, metric
 from analysis.output import Output
-from analysis.panel import Heat, Line, Panel
+from analysis.panel import Drawn, Line, Panel
 from analysis.quantities import UNITS, curves, gate_decisions, pass_at_k, smoothed
 from workbench.identity import nearest
 from workbench.passk import FloatArray
@@ -35,7 +35,7 @@ class Panels:
         columns: how many stand beside each other; None fills the rows.
     """
 
-    panels: tuple[Panel | Heat, ...]
+    panels: tuple[Drawn, ...]
     note: str = ""
     left_out: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
@@ -104,7 +104,7 @@ class Figure(Drawing):
         panels = tuple(self._with_constants(panel) for panel in found.panels)
         return replace(found, panels=panels, note=f"{found.note}\nConstant: {said}.".strip())
 
-    def _with_constants(self, panel: Panel | Heat) -> Panel:
+    def _with_constants(self, panel: Drawn) -> Panel:
         """The panel with each constant as a line as wide as its others."""
         assert isinstance(panel, Panel)
         every = np.concatenate([line.x for line in panel.lines])

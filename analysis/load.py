@@ -93,7 +93,7 @@ class Frames:
     def _levels(self) -> dict[str, int]:
         """The difficulty of every training question of the study's data."""
         data = {each.cell.recipe.data for each in self.kept}
-        return {problem.id: problem.level for each in data for problem in load(each).train}
+        return {problem.id: problem.level for each in data for problem in loaders.load(each).train}
 
     def _spent(self, recipe: Recipe, run: Run, cell: Cell, until: int | None = None) -> Row:
         """Cost of a run up to a step; NaN where a record does not say, so that no sum hides it."""

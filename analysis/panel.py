@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -100,8 +101,41 @@ class Heat:
         return ScalarMappable(Normalize(*self.ends), colors)
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A point with its intervals.
+
+    Attributes:
+        key: what its look stands for and the legend names.
+        x, y: value, and lower and upper end; a value that is only bounded has a lower end of 0 or
+            less and is drawn as an arrow from the upper one.
+    """
+
+    key: str
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Marks on two logarithmic axes of one unit.
+
+    Attributes:
+        sums: lines along which x + y is constant.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    marks: tuple[Mark, ...]
+    sums: tuple[float, ...] = ()
+
+
+Drawn = Panel | Heat | Scatter
+
+
 def draw(
-    panels: Sequence["Panel | Heat"],
+    panels: Sequence[Drawn],
     looks: Mapping[str, Look],
     note: str = "",
     columns: int | None = None,
@@ -111,8 +145,9 @@ def draw(
     rows = ceil(len(panels) / columns)
     width, height = _SIZES[min(columns, max(_SIZES))]
     heats = [panel for panel in panels if isinstance(panel, Heat)]
-    legend = _legend([p for p in panels if isinstance(p, Panel)], looks, width)
-    height = _HEAT_HEIGHT if heats else height
+    legend = _legend(panels, looks, width)
+    scattered = any(isinstance(panel, Scatter) for panel in panels)
+    height = _HEAT_HEIGHT if heats or scattered else height
     above = _SCALE if heats else legend.height
     below = above + _NOTE_ROW * len(note.splitlines()) + 0.06
     page = Page(figsize=(width, rows * height + below), layout="constrained")
@@ -122,6 +157,8 @@ def draw(
     for ax, panel in zip(axes, panels, strict=False):
         if isinstance(panel, Heat):
             _draw_heat(ax, panel)
+        elif isinstance(panel, Scatter):
+            _draw_scatter(ax, panel, looks)
         else:
             _draw_panel(ax, panel, looks)
     for ax in axes[len(panels) :]:
@@ -146,17 +183,19 @@ class Legend:
     height: float
 
 
-def _legend(panels: Sequence[Panel], looks: Mapping[str, Look], width: float) -> Legend:
-    shown = {line.key for panel in panels for line in panel.lines}
+def _legend(panels: Sequence[Drawn], looks: Mapping[str, Look], width: float) -> Legend:
+    shown = {line.key for p in panels if isinstance(p, Panel) for line in p.lines}
+    shown |= {mark.key for p in panels if isinstance(p, Scatter) for mark in p.marks}
     keys = [key for key in looks if key in shown]
     labels = [fill(key, int((width - _HANDLE) / _CHARACTER)) for key in keys]
     columns = _legend_columns(labels, width)
     rows = (sum(text.count("\n") + 1 for text in column) for column in _split(labels, columns))
+    alone = {"linestyle": "none"} if any(isinstance(p, Scatter) for p in panels) else {}
     handles = (
-        Line2D([], [], label=label, **looks[key].line())
+        Line2D([], [], label=label, **{**looks[key].line(), **alone})
         for key, label in zip(keys, labels, strict=True)
     )
-    return Legend(tuple(handles), columns, 0.06 + _LEGEND_ROW * max(rows))
+    return Legend(tuple(handles), columns, 0.06 + _LEGEND_ROW * max(rows, default=0))
 
 
 def save(page: Page, folder: Path, name: str) -> list[Path]:
@@ -260,6 +299,45 @@ def _draw_heat(ax: Axes, heat: Heat) -> None:
     ax.set_ylabel(heat.y_label)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     ax.set_yticks([])
+
+
+def _draw_scatter(ax: Axes, panel: Scatter, looks: Mapping[str, Look]) -> None:
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    for mark in panel.marks:
+        look, (x, y) = looks[mark.key], _shown_at(mark)
+        options: dict[str, Any] = {}
+        for axis, limit, (value, low, high) in (("x", "xuplims", mark.x), ("y", "uplims", mark.y)):
+            options[limit] = low <= 0
+            below, above = (0.35 * high, 0.0) if low <= 0 else (value - low, high - value)
+            options[f"{axis}err"] = [[below], [above]]
+        ax.errorbar(
+            x,
+            y,
+            **options,
+            color=look.color,
+            marker=look.marker,
+            markeredgecolor="white",
+            linewidth=0.6,
+            capsize=1.5,
+            zorder=3,
+        )
+    ax.autoscale_view()
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    for total in panel.sums:
+        x = np.geomspace(min(left, total / 1e3), total * (1 - 1e-6), 400)
+        ax.plot(x, total - x, color="#bbbbbb", linewidth=0.6, linestyle=":", zorder=1)
+    ax.set_xlim(left, right)
+    ax.set_ylim(bottom, top)
+    ax.set_title(panel.title)
+    ax.set_xlabel(panel.x_label)
+    ax.set_ylabel(panel.y_label)
+
+
+def _shown_at(mark: Mark) -> tuple[float, float]:
+    """Where a mark stands: at its value, or at the upper end of what is only bounded."""
+    x, y = (high if low <= 0 else value for value, low, high in (mark.x, mark.y))
+    return x, y
 
 
 def _draw_scale(page: SubFigure, heat: Heat, height: float) -> None:

@@ -10,6 +10,7 @@ cannot act, and four optimizer steps off it. By the questions' solve rate, becau
 gate reads.
 """
 
+from analysis import BiasVariance, ErrorBySolveRate, Estimators, Figure
 from workbench import (
     Data,
     Evaluation,
@@ -70,3 +71,11 @@ moments = Study(
     probes=probes,
     evaluation=Evaluation(samples=16, more=(("mixed", 64),), problems=20),
 )
+
+base_on = Estimators("base-on-policy", moments)
+base_off = Estimators("base-off-policy", moments, distance=4)
+end_on = Estimators("end-on-policy", moments, step=STEPS)
+again = Estimators("base-on-policy-again", moments, probe_seed=1)
+atlas = BiasVariance("bias-variance", moments, methods=[method.label for method in named])
+gate = ErrorBySolveRate("error-by-solve-rate", moments, methods=("sft", "grpo", "rloo"))
+cosine = Figure("cosine", moments, y=("grad/cosine_sft_rl", "grad/noise_scale"))

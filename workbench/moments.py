@@ -65,6 +65,22 @@ class Moments:
         return 1 - np.where(power > 0, along, 0.0)
 
     @property
+    def scale(self) -> Array:
+        """The s of the scale-free error: what the estimator is best multiplied by."""
+        return _over(self.inner, self.square + self.variance)
+
+    @property
+    def scaled_bias(self) -> Array:
+        """|s E g - g*|^2 / |g*|^2 at the best scale, a part of the scale-free error."""
+        bias = self.scale**2 * self.square - 2 * self.scale * self.inner + self.truth_square
+        return _over(bias, _positive(self.truth_square))
+
+    @property
+    def scaled_variance(self) -> Array:
+        """s^2 tr Cov / |g*|^2 at the best scale, the other part."""
+        return _over(self.scale**2 * self.variance, _positive(self.truth_square))
+
+    @property
     def noise_scale(self) -> Array:
         """tr Cov / |E g|^2 (McCandlish et al. 2018), for steps of this size."""
         return _over(self.variance, _positive(self.square))

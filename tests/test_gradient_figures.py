@@ -1,0 +1,108 @@
+"""Tables and figures of probes: intervals of known moments, pairs, crossings, refusals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import BiasVariance, ErrorBySolveRate, Estimators, estimates
+from analysis.gradient import crossing, difference
+from workbench import Data, Probe, Recipe, Study, upge
+from workbench.moments import Moments, jackknife
+
+PROBES = (Probe((upge.sft(), upge.grpo(), upge.rloo()), step=0), Probe((upge.grpo(),), step=2))
+STUDY = Study("probed", [Recipe("arithmetic-1m", Data("arithmetic"), upge.grpo())], probes=PROBES)
+
+
+def rows(method, low=-1.0, high=1.0, inner=1.0, variance=1.0, noise=0.0, rate=0.5):
+    """Moments from all of four replicates and without each, `noise` apart from one another."""
+    shift = noise * np.array([0.0, 1.0, -1.0, 1.0, -1.0])
+    return pd.DataFrame(
+        {
+            "label": "HPT",
+            "seed": 0,
+            "probe_seed": 0,
+            "step": 0,
+            "distance": 0,
+            "mu": 0.0,
+            "band_low": low,
+            "band_high": high,
+            "solve_rate": rate,
+            "questions": 5,
+            "method": method,
+            "left_out": [-1, 0, 1, 2, 3],
+            "inner": inner + shift,
+            "square": 1.0,
+            "truth_square": 1.0,
+            "variance": variance,
+            "within": variance,
+        }
+    )
+
+
+def test_the_parts_of_the_scale_free_error_add_up():
+    moments = Moments(*(np.array(x) for x in (0.6, 2.0, 1.5, 0.7)))
+    assert moments.scaled_bias + moments.scaled_variance == pytest.approx(moments.scale_free_error)
+    # No other scale gives less: the definition itself.
+    scales = np.linspace(0, 2, 4001)
+    errors = scales**2 * (2.0 + 0.7) - 2 * scales * 0.6 + 1.5
+    assert errors.min() / 1.5 == pytest.approx(float(moments.scale_free_error), abs=1e-6)
+
+
+def test_a_jackknife_of_means_is_the_t_interval_with_half_the_freedom():
+    values = np.array([1.0, 2.0, 4.0, 9.0, 3.0])
+    left_out = np.array([values.mean(), *(np.delete(values, i).mean() for i in range(5))])
+    found = jackknife(lambda m: m.inner, Moments(left_out, left_out, left_out, left_out))
+    half = 4.302653 * values.std(ddof=1) / 5**0.5  # t of 2 degrees of freedom
+    assert found.value == pytest.approx(values.mean())
+    assert found.high - found.value == pytest.approx(half, rel=1e-5)
+
+
+def test_estimates_have_the_formulas_values():
+    found = estimates(rows("grpo", inner=0.5)).iloc[0]
+    assert found["bias_squared"] == pytest.approx(1.0)
+    assert found["cosine"] == pytest.approx(0.5)
+    assert found["scale_free_error"] == pytest.approx(1 - 0.25 / 2)
+    assert found["cosine_low"] == found["cosine_high"] == pytest.approx(0.5)
+
+
+def test_differences_are_paired():
+    both = pd.concat([rows("grpo", noise=0.1), rows("rloo", noise=0.1, inner=0.9)])
+    alone = estimates(both)
+    assert (alone["cosine_high"] - alone["cosine_low"]).min() > 0.1
+    apart = difference(both, "grpo", "rloo", "cosine")
+    assert float(apart.value) == pytest.approx(0.1)
+    assert float(apart.high - apart.low) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("last", "where"), [(0.9, 0.5), (0.1, None)])
+def test_the_crossing_is_where_the_errors_are_equal(last, where):
+    bands = [
+        rows("sft", 0.0, 0.4, inner=0.5, rate=0.25),
+        rows("sft", 0.4, 1.0, inner=0.5, rate=0.75),
+        rows("grpo", 0.0, 0.4, inner=0.1, rate=0.25),
+        rows("grpo", 0.4, 1.0, inner=last, rate=0.75),
+    ]
+    found = crossing(pd.concat(bands), "sft", "grpo")
+    if where is None:
+        assert found is None
+    else:
+        near = 0.25**0 - 0.5**2 / 2, 1 - 0.1**2 / 2, 1 - 0.9**2 / 2  # errors: sft, grpo, grpo
+        below, above = near[0] - near[1], near[0] - near[2]
+        assert found == pytest.approx(0.25 + 0.5 * below / (below - above))
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        (Estimators("t", STUDY, step=1), "Estimators.step is 1"),
+        (Estimators("t", STUDY, baseline="grop"), "did you mean grpo"),
+        (Estimators("t", STUDY, mu=0.5), "Estimators.mu is 0.5"),
+        (BiasVariance("f", STUDY, methods=["hpt"]), "names method 'hpt'"),
+        (ErrorBySolveRate("f", STUDY, methods=["sft"]), "two or more"),
+        (ErrorBySolveRate("f", STUDY, distance=3), "ErrorBySolveRate.distance is 3"),
+        (Estimators("t", Study("none", STUDY.arms)), "has none"),
+    ],
+)
+def test_outputs_of_probes_that_there_are_not_are_refused(output, says):
+    with pytest.raises(ValueError, match=says):
+        output.check()
