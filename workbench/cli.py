@@ -14,6 +14,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add("plan", _plan, "list the runs and what they cost, start nothing")
     add("run", _run, "train the runs that have no finished record yet, then report")
+    add("probe", _probe, "measure the gradient at the checkpoints that a study probes")
     add("status", _status, "say which runs are finished, running or failed, and why")
     add("report", _report, "write tables and figures from the records")
     add("export", _export, "copy what reports need of the records, compact, to share or commit")
@@ -212,7 +214,19 @@ def _plan_summary(study: "Study", jobs: Sequence["Job"], cost: "Cost") -> list[s
         )
     elif cost.steps:
         lines.append("no run of these sizes was timed yet, so the time is not known")
-    return lines
+    return [*lines, *_probe_lines(jobs)]
+
+
+def _probe_lines(jobs: Sequence["Job"]) -> list[str]:
+    """What each probe costs that is not recorded yet."""
+    counts = Counter(
+        probe for job in jobs for probe in job.probes if not job.run.probe_path(probe).exists()
+    )
+    return [
+        f"probe at step {probe.step}, distance {probe.distance}, seed {probe.seed}, of "
+        f"{number} run{'s' * (number > 1)}: {probe.cost}"
+        for probe, number in counts.items()
+    ]
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -258,7 +272,21 @@ def _run(options: argparse.Namespace) -> int:
     return code
 
 
-def _run_study(file: StudyFile, study: "Study", root: Path) -> int:
+def _probe(options: argparse.Namespace) -> int:
+    """Runs what the probes of a file need, and them, but no evaluation and no report."""
+    file = _loaded(options)
+    probed = [study for study in file.studies.values() if study.probes]
+    if not probed:
+        raise Mistake(f"{file.path} has no study with probes; give one: Study(..., probes=[...])")
+    code = OK
+    for study in probed:
+        code = max(code, _run_study(file, study, _root(options), probes_only=True))
+        if code == INTERRUPTED:
+            break
+    return code
+
+
+def _run_study(file: StudyFile, study: "Study", root: Path, probes_only: bool = False) -> int:
     from workbench import plan
     from workbench.display import Display
     from workbench.launch import Launcher
@@ -267,9 +295,13 @@ def _run_study(file: StudyFile, study: "Study", root: Path) -> int:
     set_defaults()
     console = _console()
     jobs = plan.jobs(study, root)
+    if probes_only:
+        jobs = [replace(job, measurements=()) for job in jobs if job.probes]
     launcher, mirror = Launcher(jobs, study.resources, root), Mirror(study, root, jobs)
     left = sum(not job.done for job in jobs)
     console.print(f"{study.name}: {len(jobs)} runs, {left} to train or measure")
+    for line in _probe_lines(jobs):
+        console.print(line)
     mirror.start()
     try:
         with Display(console, jobs) as show:
@@ -279,7 +311,7 @@ def _run_study(file: StudyFile, study: "Study", root: Path) -> int:
     finally:
         behind = mirror.close()
     _print_problems(launcher.failed, behind, mirror.uri)
-    if any(job.done for job in jobs):
+    if any(job.done for job in jobs) and not probes_only:
         _write_report(file, study, root)
     console.print(f"runs      {root / 'cells'}")
     console.print(f"MLflow    workbench ui {file.path}   ({mirror.uri})")

@@ -391,3 +391,17 @@ class Probe(Component):
                     f"Probe cannot measure {method.label}: its auxiliary losses are not estimates "
                     "of the gradient of J; leave them out, as in hpt_released(entropy_bonus=0)"
                 )
+
+    @property
+    def cost(self) -> str:
+        """What it will do, in words."""
+        sequences = self.questions * (self.replicates * self.rollouts + 1)
+        drawn = self.questions * (self.replicates * self.rollouts)
+        truths = drawn if self.distance else 0
+        answers = drawn + truths + self.questions * self.difficulty_samples
+        size = "whole gradients" if self.sketch is None else f"{self.sketch:,} numbers a gradient"
+        return (
+            f"{len(self.methods)} methods on {self.questions} questions: {answers:,} answers drawn, "
+            f"{sequences + truths:,} sequences differentiated one by one, once for each pattern of "
+            f"token weights; {size}"
+        )

@@ -56,7 +56,7 @@ def probe(run: Run, trainer: Trainer, plan: Probe, stopping: Callable[[], bool] 
     """
     began = time.perf_counter()
     problems = list(trainer.data.train[: plan.questions])
-    log.info("probe at step %d, distance %d: %s", plan.step, plan.distance, cost(plan))
+    log.info("probe at step %d, distance %d: %s", plan.step, plan.distance, plan.cost)
     old = _answers(trainer, problems, plan, "rollouts", plan.replicates * plan.rollouts)
     old_batch = _score(trainer, old)
     if plan.distance:
@@ -78,18 +78,6 @@ def probe(run: Run, trainer: Trainer, plan: Probe, stopping: Callable[[], bool] 
     with new_file(run.probe_path(plan)) as handle:
         table = pa.Table.from_pylist(found).replace_schema_metadata(note)
         parquet.write_table(table, handle)
-
-
-def cost(plan: Probe) -> str:
-    """What a probe will do, in words."""
-    samples = 2 if plan.distance else 1
-    rollouts = samples * plan.questions * plan.replicates * plan.rollouts
-    more = plan.questions * plan.difficulty_samples
-    return (
-        f"{len(plan.methods)} methods on {plan.questions} questions, {rollouts + more:,} rollouts, "
-        f"{rollouts:,} forward passes of single sequences and a backward pass for every pattern of "
-        "token weights (one to about six each)"
-    )
 
 
 # --- gradients ------------------------------------------------------------------------------------
