@@ -10,8 +10,8 @@ from analysis.load import runs as load_runs
 from analysis.panel import draw, save, styled
 from analysis.style import looks
 from analysis.table import Table
+from workbench.durable import new_file
 from workbench.identity import nearest
-from workbench.records import new_file
 from workbench.study import Study
 
 Output = Table | Drawing

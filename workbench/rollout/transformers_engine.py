@@ -5,7 +5,7 @@ leave the batch. Each request draws from its own random numbers, so that what el
 it changes nothing but rounding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +19,13 @@ COMPACT_BELOW = 0.75  # share of live rows at which the dead ones leave the cach
 
 @dataclass
 class TransformersEngine:
-    """Decodes up to `sequences` responses together."""
+    """Decodes up to `sequences` responses together, and calls `get_on` after each such batch."""
 
     model: PreTrainedModel
     end: frozenset[int]
     pad: int
     sequences: int = 512
+    get_on: Callable[[], object] = bool
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
@@ -34,6 +35,7 @@ class TransformersEngine:
         found: list[list[Response]] = []
         for chunk in _chunks(requests, self.sequences):
             found += self._decode(chunk, decoding)
+            self.get_on()
         self.model.train(was_training)
         return found
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from workbench.durable import make_folder
 from workbench.identity import fingerprint
 from workbench.launch.follow import Follow
 from workbench.plan import Job, Status, status
@@ -192,7 +193,7 @@ class Mirror:
         """One mirror a study: two would each make a run for the same cell."""
         if self._lock is not None:
             return True
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         handle = open(self.root / f".mirror-{self.study.name}.lock", "w")  # noqa: SIM115 held
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
