@@ -10,6 +10,8 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,16 @@ MEASURED = json.dumps([dataclasses.asdict(m) for m in EVALUATION.measurements(("
 RESOURCES = {"device": "cpu", "checkpoint_every": 1, "keep_last": 1}
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["warm"])
+
+
+@lru_cache(maxsize=1)
+def _warm() -> None:
+    """Starts the process that attempts are forked from; it finds `warm` beside this file."""
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), before])
+    _processes.set_forkserver_preload(["warm"])
+    forkserver.ensure_running()
+    os.environ["PYTHONPATH"] = before
 
 
 def begin(
@@ -57,6 +68,7 @@ def begin(
     """
     options = ["--resources", json.dumps({**RESOURCES, **resources}), "--measurements", MEASURED]
     options += ["--keep", ",".join(map(str, keep))]
+    _warm()
     process = _processes.Process(target=_attempt, args=(run.path, recipe, options, fault, full))
     process.start()
     return process

@@ -19,7 +19,7 @@ from workbench.durable import make_folder
 from workbench.identity import fingerprint
 from workbench.launch.follow import Follow
 from workbench.plan import Job, Status, status
-from workbench.records import read_json
+from workbench.records import Run, read_json
 from workbench.schema import File, Tag
 from workbench.study import Study
 from workbench.tracking.store import (
@@ -182,6 +182,7 @@ class Mirror:
         self._shown = dict(self._search(client))
         self._follows.clear()
         self._client = client
+        self._end_what_nobody_trains()
         self.complete = {job.run.path for job in self.jobs if self._is_complete(job)}
         return True
 
@@ -231,6 +232,19 @@ class Mirror:
             token = page.token
             if not token:
                 return
+
+    def _end_what_nobody_trains(self) -> None:
+        """Ends MLflow runs of cells that have left the study and whose process is gone."""
+        mine = {_key(job) for job in self.jobs}
+        for key, shown in self._shown.items():
+            directory = shown.tags.get(Tag.DIRECTORY)
+            if key in mine or shown.state != "RUNNING" or directory is None:
+                continue
+            if not Run(Path(directory)).held:
+                outcome = "interrupted: its process is gone, and the study has left it out"
+                self._set_tags(shown, {Tag.OUTCOME: outcome})
+                self._api.set_terminated(shown.id, "KILLED")
+                shown.state = "KILLED"
 
     # --- one job ---
 
