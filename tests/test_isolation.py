@@ -5,12 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from workbench.identity import Component
+from workbench.identity import Component, load_module
 from workbench.problems import Verdict, verify
 from workbench.problems.isolation import Isolated
 
@@ -53,8 +53,15 @@ class Fragile(Component):
         return verify(response, gold) if response != "a value" else "correct"  # type: ignore
 
 
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process imports the verifier by the module that defines it: this one."""
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+
+
 @pytest.fixture
-def isolated():
+def isolated() -> Iterator[Isolated]:
     found = Isolated(Fragile(), seconds=20)
     yield found
     found.close()
@@ -93,28 +100,28 @@ def test_a_gigabyte_of_output_goes_nowhere(isolated: Isolated) -> None:
     assert isolated(r"\boxed{7}", "7") is Verdict.CORRECT
 
 
-def test_a_verifier_that_cannot_be_started_says_why(tmp_path: Path) -> None:
-    source = tmp_path / "theirs.py"
-    source.write_text(
-        "import os\nfrom workbench import Component\n"
-        "if os.environ.get('BROKEN'):\n    raise ImportError('no such parser')\n"
-        "class Theirs(Component):\n    pass\n"
-    )
-    from workbench.identity import load_module
+THEIRS = """
+import os
+from workbench import Component
+if "BROKEN" in os.environ:
+    raise ImportError("no such parser")
+class Theirs(Component):
+    pass
+"""
 
-    os.environ["BROKEN"] = ""
+
+def test_a_verifier_that_cannot_be_started_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "theirs.py"
+    source.write_text(THEIRS)
     theirs = load_module(str(source)).Theirs()
-    os.environ["BROKEN"] = "yes"
-    try:
-        with pytest.raises(RuntimeError, match="no such parser"):
-            Isolated(theirs)("x", "7")
-    finally:
-        del os.environ["BROKEN"]
+    monkeypatch.setenv("BROKEN", "yes")
+    with pytest.raises(RuntimeError, match=r"Theirs\(\) cannot be started .* no such parser"):
+        Isolated(theirs)("x", "7")
 
 
 TRAINER = """
-import sys
-sys.path.insert(0, sys.argv[1])
 from test_isolation import Fragile
 from workbench.problems.isolation import Isolated
 isolated = Isolated(Fragile(), seconds=600)
@@ -126,11 +133,7 @@ isolated("hang", "7")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
 def test_it_does_not_outlive_a_trainer_that_is_killed() -> None:
-    trainer = subprocess.Popen(
-        [sys.executable, "-c", TRAINER, str(Path(__file__).parent)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    trainer = subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, text=True)
     assert trainer.stdout is not None
     child = int(trainer.stdout.readline())
     trainer.kill()

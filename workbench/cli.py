@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench.durable import DiskFull
 from workbench.studyfile import Mistake, StudyFile, load
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Mistake as mistake:
         _complain(str(mistake))
         return MISTAKEN
+    except DiskFull as full:
+        _complain(str(full))
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `workbench plan ... | head`

@@ -166,9 +166,9 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def sweep(folder: Path) -> None:
-    """Removes what processes that died left half written or half removed anywhere in a folder."""
-    for path in list(folder.rglob(".*")):
+def sweep(folder: Path, pattern: str = "**/.*") -> None:
+    """Removes what processes that died left half written or half removed in a folder."""
+    for path in list(folder.glob(pattern)):
         found = _LEFTOVER.fullmatch(path.name)
         if found is None or (found[1] != "removed" and _is_alive(int(found[1]))):
             continue

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import models, provenance
-from workbench.durable import DiskFull, move, remove_tree
+from workbench.durable import DiskFull, move, remove_tree, sweep
 from workbench.recipe import Measurement, Probe
 from workbench.records import Held, Interrupted, Run
 from workbench.resources import Resources
@@ -126,6 +126,7 @@ def _complete(
         _make_again(run, aside, resources, lost, stopping)
     if aside.path.exists():
         remove_tree(aside.path, "again")
+    sweep(aside.path.parent, f".{aside.path.name}.*")
     missing = [m for m in measurements if not run.evaluation_path(m).exists()]
     if missing:
         _measure(run, resources, missing, stopping)

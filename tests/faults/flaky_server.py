@@ -1,18 +1,18 @@
-"""A real MLflow server that answers 500 while a file is there, and loses every n-th answer.
+"""A real MLflow server that answers 500 while a file is there, and loses a share of its answers.
 
-    python flaky_server.py STORE_URI ARTIFACTS OUTAGE_FILE LOSE_EVERY
+    python flaky_server.py STORE_URI ARTIFACTS OUTAGE_FILE SHARE
 
 Prints its port once it listens on this machine.
 """
 
-import itertools
 import os
+import random
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-store, artifacts, outage, lose_every = sys.argv[1:]
+store, artifacts, outage, share = sys.argv[1:]
 os.environ["_MLFLOW_SERVER_FILE_STORE"] = store
 os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = artifacts
 os.environ["MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE"] = "true"  # it serves this test alone
@@ -20,7 +20,7 @@ os.environ["MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE"] = "true"  # it serves th
 from mlflow.server import app  # noqa: E402  it reads the environment
 from werkzeug.serving import WSGIRequestHandler, make_server  # noqa: E402
 
-numbers = itertools.count(1)
+chance = random.Random(0)
 
 
 class Quiet(WSGIRequestHandler):
@@ -32,7 +32,7 @@ def flaky(environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[by
     if Path(outage).exists():
         start("500 Internal Server Error", [("Content-Type", "text/plain")])
         return [b"out of order"]
-    if next(numbers) % int(lose_every) == 0:
+    if chance.random() < float(share):
         b"".join(app(environment, lambda *_: lambda _: None))  # done, and nobody will know
         start("500 Internal Server Error", [("Content-Type", "text/plain")])
         return [b"lost"]
