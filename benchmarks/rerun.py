@@ -31,7 +31,7 @@ def finish(job: Job) -> None:
     job.run.create(job.recipe, job.seed)
     with new_file(job.run.path / File.METRICS, "w") as handle:
         for step in range(41):
-            values = ", ".join(f'"group/metric_{n}": {step / (n + 1)}' for n in range(40))
+            values = ", ".join(f'"group/metric_{n}": {step / (n + 1)}' for n in range(10))
             handle.write(f'{{"step": {step}, "timestamp": {step}, {values}}}\n')
     problems = [f"p{n}" for n in range(20)]
     for measurement in job.measurements:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from workbench.identity import Component, load_module
-from workbench.problems import Verdict, verify
-from workbench.problems.isolation import Isolated
+from workbench.identity import load_module
+from workbench.problems import ExactMatch, MathMatch, Verdict, Verifier, verify
+from workbench.problems.isolation import Isolated, grader
 
 GIGABYTE = 2**30
 
@@ -44,7 +44,7 @@ DEEDS: dict[str, Callable[[], object]] = {
 }
 
 
-class Fragile(Component):
+class Fragile(Verifier):
     """Does what the response says."""
 
     def __call__(self, response: str, gold: str) -> Verdict:
@@ -100,12 +100,21 @@ def test_a_gigabyte_of_output_goes_nowhere(isolated: Isolated) -> None:
     assert isolated(r"\boxed{7}", "7") is Verdict.CORRECT
 
 
+def test_only_what_interprets_answers_has_a_process_of_its_own() -> None:
+    assert grader(ExactMatch()) == ExactMatch()
+    mathematics = grader(MathMatch())
+    assert isinstance(mathematics, Isolated)
+    assert mathematics is grader(MathMatch())
+    assert mathematics(r"so \boxed{\frac{1}{2}}", "0.5") is Verdict.CORRECT
+    mathematics.close()
+
+
 THEIRS = """
 import os
-from workbench import Component
+from workbench.problems.verifier import Verifier
 if "BROKEN" in os.environ:
     raise ImportError("no such parser")
-class Theirs(Component):
+class Theirs(Verifier):
     pass
 """
 

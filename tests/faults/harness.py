@@ -15,7 +15,10 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as parquet
+
 from workbench import Data, Evaluation, Recipe, Sampling, Validation, durable, upge, worker
+from workbench.recipe import Probe
 from workbench.records import Run
 from workbench.schema import WALL_CLOCK, File
 from workbench.training import checkpoint
@@ -32,6 +35,7 @@ RECIPE = Recipe(
 )
 EVALUATION = Evaluation(samples=2, suites=("chain",), problems=2)
 MEASURED = json.dumps([dataclasses.asdict(m) for m in EVALUATION.measurements(("chain",), RECIPE)])
+PROBE = Probe((upge.grpo(),), step=3, questions=2, replicates=3, rollouts=2, difficulty_samples=1)
 RESOURCES = {"device": "cpu", "checkpoint_every": 1, "keep_last": 1}
 
 _processes = multiprocessing.get_context("forkserver")
@@ -52,6 +56,7 @@ def begin(
     fault: str = "",
     keep: Sequence[int] = (),
     full: str = "",
+    probed: bool = False,
     recipe: Recipe = RECIPE,
     **resources: Any,
 ) -> Any:
@@ -63,13 +68,16 @@ def begin(
         keep: steps whose checkpoints are kept.
         full: the point from which nothing more can be written, until that was told; with a `!`
             before it, for ever.
+        probed: whether `PROBE` is asked for.
         recipe: what the run is of.
         resources: fields of `Resources` beside those of all attempts.
     """
     options = ["--resources", json.dumps({**RESOURCES, **resources}), "--measurements", MEASURED]
     options += ["--keep", ",".join(map(str, keep))]
     _warm()
-    process = _processes.Process(target=_attempt, args=(run.path, recipe, options, fault, full))
+    process = _processes.Process(
+        target=_attempt, args=(run.path, recipe, options, fault, full, probed)
+    )
     process.start()
     return process
 
@@ -81,7 +89,9 @@ def attempt(run: Run, fault: str = "", **more: Any) -> int:
     return process.exitcode
 
 
-def _attempt(path: Path, recipe: Recipe, options: list[str], fault: str, full: str) -> None:
+def _attempt(
+    path: Path, recipe: Recipe, options: list[str], fault: str, full: str, probed: bool
+) -> None:
     os.setsid()
     os.environ[durable.FAULT] = fault
     output = os.open(path.parent / f"{path.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -92,6 +102,8 @@ def _attempt(path: Path, recipe: Recipe, options: list[str], fault: str, full: s
         _fill_the_disk_at(full.removeprefix("!"), for_ever=full.startswith("!"))
     run = Run(path)
     run.create(recipe, 0)
+    if probed:
+        options += ["--probes", run.ask(PROBE)]
     status = worker.main([str(path), *options])
     passed_path(run).write_text(json.dumps(durable.passed))
     sys.exit(status)
@@ -113,6 +125,10 @@ def _fill_the_disk_at(point: str, for_ever: bool) -> None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     durable.fault, durable.DiskFull = fault, DiskFull
+
+
+# Weights, optimizer state, texts, counts.
+CONTENTS = (File.CHECKPOINTS, File.ROLLOUTS, File.EVALUATIONS, File.DATA)
 
 
 def passed_path(run: Run) -> Path:
@@ -143,8 +159,10 @@ def end_of(run: Run) -> dict[str, Any]:
     }
     for file in sorted(run.path.rglob("*")):
         name = str(file.relative_to(run.path))
-        if file.is_file() and name.startswith((File.CHECKPOINTS, File.ROLLOUTS, File.EVALUATIONS)):
-            found[name] = file.read_bytes()  # weights, optimizer state, texts, counts
+        if file.is_file() and name.startswith(CONTENTS):
+            found[name] = file.read_bytes()
+        elif name.startswith(File.PROBES):
+            found[name] = parquet.read_table(file).to_pylist() if file.suffix != ".json" else []
     return found
 
 

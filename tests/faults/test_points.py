@@ -35,6 +35,7 @@ LIVES = {
     "from its beginning": [
         *new("spec.json"),
         *new("provenance.json"),
+        *new("data.json"),
         *lines("metrics.jsonl"),
         *lines("questions.jsonl"),
         *new("rollouts"),
@@ -55,6 +56,7 @@ LIVES = {
     ],
     "with an error": new("failure.json"),
     "after an error": ["failure.json.removed"],
+    "with a probe": [*new("asked"), *new("probes")],
     "for a checkpoint": ["checkpoints.moved", "again.hidden", "again.removed"],
 }
 
@@ -65,10 +67,12 @@ def live(life: str, run: Run, fault: str = "") -> int:
         assert attempt(run, KILLED_EARLIER) == -9
     if life == "after an error" and not run.path.exists():
         assert attempt(run, tokens=0) == 1
-    if life == "for a checkpoint" and not run.finished:
+    if life in ("for a checkpoint", "with a probe") and not run.finished:
         assert attempt(run) == 0
     if life == "with an error":
         return attempt(run, fault, tokens=0)
+    if life == "with a probe":
+        return attempt(run, fault, probed=True)
     return attempt(run, fault, keep=AGAIN if life == "for a checkpoint" else ())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from workbench.launch.follow import Follow
 from workbench.launch.retry import Watchdog, memory_kills
-from workbench.launch.room import Slot, give_back
+from workbench.launch.room import Slot
 from workbench.plan import Job
 from workbench.resources import Resources
 from workbench.schema import Failure, File
@@ -115,27 +115,24 @@ class Attempt:
 def start(
     job: Job, slot: Slot, taken: Sequence[int], command: Sequence[str], resources: Resources
 ) -> Attempt:
-    """Starts a job's process in a slot; it takes over the slot's locks.
+    """Starts a job's process in a slot; it inherits the slot's locks.
 
     Raises:
         OSError: its directory cannot be written, or there is no such command.
     """
-    try:
-        job.run.create(job.recipe, job.seed)
-        earlier = _failure_time(job)
-        environment: Mapping[str, str] = {**os.environ, **slot.environment(resources.threads)}
-        with open(job.run.path / File.LOG, "ab") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                pass_fds=taken,
-                start_new_session=True,  # Ctrl-C reaches the processes through us alone
-            )
-    finally:
-        give_back(taken)
+    job.run.create(job.recipe, job.seed)
+    earlier = _failure_time(job)
+    environment: Mapping[str, str] = {**os.environ, **slot.environment(resources.threads)}
+    with open(job.run.path / File.LOG, "ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=taken,
+            start_new_session=True,  # Ctrl-C reaches the processes through us alone
+        )
     ended = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
     return Attempt(job, slot, resources, process, earlier, ended)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from workbench.launch.attempt import Attempt, Exit, kill_group, start
 from workbench.launch.retry import Watchdog, again
-from workbench.launch.room import Slot, slots
+from workbench.launch.room import Slot, give_back, slots
 from workbench.plan import Job, measurements_json
 from workbench.records import Row
 from workbench.resources import Resources
@@ -165,6 +165,8 @@ class Launcher:
             attempt = start(job, slot, taken, make(job), self._resources(job))
         except OSError as error:  # a full disk, or no such command: the other cells go on
             return self._enter(job, State.FAILED, str(error))
+        finally:
+            give_back(taken)  # the process has inherited them
         self._attempts.append(attempt)
         return self._enter(job, State.RUNNING)
 

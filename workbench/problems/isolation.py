@@ -5,6 +5,7 @@ process reads texts as lines of JSON and answers each with one verdict on a pipe
 prints goes nowhere, and its memory is limited. One that is late is killed, and the next is started.
 """
 
+import atexit
 import ctypes
 import json
 import os
@@ -14,15 +15,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import IO
 
-from workbench.identity import Component, canonical, imports, restore
-from workbench.problems.verifier import Verdict
+from workbench.identity import canonical, imports, restore
+from workbench.problems.verifier import Verdict, Verifier
 
 START_SECONDS = 300.0  # to import what it needs, on a busy machine
 CHUNK = select.PIPE_BUF  # what a pipe that can be written takes at once without blocking
 READY = b"ready\n"
+WARM = (r"\boxed{x + 1}", "1 + x")  # the first comparison imports what all of them need
+
+
+@lru_cache(maxsize=8)
+def grader(verifier: Verifier) -> Callable[[str, str], Verdict]:
+    """The verifier as training calls it: in a process of its own if it interprets what it reads."""
+    if not verifier.interprets:
+        return verifier
+    isolated = Isolated(verifier)
+    atexit.register(isolated.close)
+    return isolated
 
 
 @dataclass
@@ -30,12 +46,12 @@ class Isolated:
     """A verifier that answers every response with a `Verdict`, whatever the response does to it.
 
     Attributes:
-        verifier: a component, called with a response and a gold.
+        verifier: called with a response and a gold.
         seconds: wall-clock time for one response; TIMEOUT after it.
-        memory: bytes that the process may use; ERROR beyond it, as after any crash.
+        memory: bytes that the process may use for it; ERROR beyond that, as after any crash.
     """
 
-    verifier: Component
+    verifier: Verifier
     seconds: float = 5.0
     memory: int = 4 * 2**30
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -107,7 +123,6 @@ class Isolated:
 def main(answers: IO[bytes], form: str) -> None:
     """Serves verdicts until its standard input ends; the body of the process."""
     made_of, homes, memory = json.loads(form)
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     if hasattr(ctypes.CDLL(None), "prctl"):  # Linux: it must not outlive a trainer that is killed
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     try:
@@ -115,6 +130,10 @@ def main(answers: IO[bytes], form: str) -> None:
     except Exception as error:
         answers.write(f"{type(error).__name__}: {error}".encode())
         raise
+    with suppress(Exception):
+        verifier(*WARM)
+    memory += _address_space()
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     answers.write(READY)
     for line in sys.stdin.buffer:
         try:
@@ -122,6 +141,13 @@ def main(answers: IO[bytes], form: str) -> None:
         except Exception:  # whatever a response can make it raise, one of them
             verdict = Verdict.ERROR.value
         answers.write(f"{verdict}\n".encode())
+
+
+def _address_space() -> int:
+    """Bytes that the process has reserved by now, most of them for libraries; 0 if not known."""
+    sizes = Path("/proc/self/statm")
+    pages = int(sizes.read_text().split()[0]) if sizes.exists() else 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pyarrow.parquet as parquet
 
 from workbench.durable import new_file
 from workbench.problems import Dataset, Problem, Verdict
+from workbench.problems.isolation import grader
 from workbench.recipe import Measurement
 from workbench.records import Run
 from workbench.rollout import Engine, Request, Response
@@ -56,7 +57,8 @@ def count(
 
 
 def _graded(policy: Policy, data: Dataset, problem: Problem, answers: list[Response]) -> Count:
-    verdicts = [data.verifier(policy.decode(a.tokens), problem.answer) for a in answers]
+    verify = grader(data.verifier)
+    verdicts = [verify(policy.decode(a.tokens), problem.answer) for a in answers]
     return Count(
         problem=problem,
         samples=len(answers),

@@ -13,6 +13,7 @@ from torch.nn import functional
 from workbench import upge
 from workbench.models import locate
 from workbench.problems import Dataset, Problem, Verdict
+from workbench.problems.isolation import grader
 from workbench.recipe import Recipe
 from workbench.records import Run, run_of
 from workbench.resources import Resources
@@ -199,7 +200,7 @@ def grade(
                     prompt,
                     response.tokens,
                     text,
-                    trainer.data.verifier(text, problem.answer),
+                    grader(trainer.data.verifier)(text, problem.answer),
                     response.finished,
                     engine_logprobs=response.logprobs,
                 )
