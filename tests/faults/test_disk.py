@@ -24,7 +24,6 @@ FULL = {
     "checkpoints.begun": None,
     "progress.json.begun": None,
     "manifest.json.begun": None,
-    "checkpoints.removed": 2,  # of the second step, as those of the third are written
     "result.json.begun": 3,
     "evaluations.begun": 3,
 }
