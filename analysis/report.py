@@ -13,8 +13,8 @@ from analysis.panel import draw, save, styled
 from analysis.sheet import Sheet
 from analysis.style import looks
 from analysis.table import Table
+from workbench.durable import new_file
 from workbench.identity import nearest
-from workbench.records import new_file
 from workbench.study import Study
 
 PAGE = "report.html"

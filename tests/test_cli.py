@@ -81,9 +81,9 @@ def test_a_mistake_is_one_line_with_its_place_before_any_training(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from workbench.cli import main
-    from workbench.launch import local
+    from workbench.launch import room
 
-    monkeypatch.setattr(local, "gpus", lambda: ())
+    monkeypatch.setattr(room, "gpus", lambda: ())
     text, message = mistakes()[name]
     file = tmp_path / "study.py"
     file.write_text(f"{START}study = {text}\n" if text[0] != "i" else f"{START}{text}\n")

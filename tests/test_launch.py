@@ -1,98 +1,24 @@
-"""The scheduler with real processes: what starts, what ends how, and what must never run twice.
-
-The workers here are a few lines that write a run directory as the real one does.
-"""
+"""The scheduler with real processes: what starts, what ends how, and what must never run twice."""
 
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stand import Stand
 
-from workbench.launch import local
+from workbench.launch import local, room
 from workbench.launch.follow import Follow
-from workbench.launch.local import Event, Launcher, Slot, State, ready, slots
+from workbench.launch.local import Event, Launcher, State, ready
+from workbench.launch.room import Slot, slots
 from workbench.plan import Job, status
 from workbench.recipe import Data, Measurement, Recipe
 from workbench.records import run_of
 from workbench.resources import Resources
 from workbench.schema import File
-
-WORKER = """
-import os, signal, sys, time
-from pathlib import Path
-from workbench.records import Held, Run, write_json
-
-run, behaviour, other = Run(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3])
-
-def stop(*_):
-    run.fail("interrupted", "asked to stop")
-    os._exit(130)
-
-def work():
-    if behaviour == "forgets":
-        return
-    if behaviour == "fails":
-        run.fail("error", "out of luck")
-        sys.exit(1)
-    if behaviour == "breaks":
-        raise RuntimeError("no record of this")
-    if behaviour == "dies":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if behaviour == "sleeps":
-        signal.signal(signal.SIGINT, stop)
-    if behaviour == "deaf":
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    run.append("metrics.jsonl", {"step": 1, "timestamp": 1, "reward/mean": 0.5})
-    if behaviour in ("sleeps", "deaf"):
-        time.sleep(60)
-    if behaviour == "meets":  # ends only if the other one runs at the same time
-        deadline = time.monotonic() + 300
-        while not (other / "metrics.jsonl").exists():
-            assert time.monotonic() < deadline, "the other one never ran"
-            time.sleep(0.02)
-    if behaviour == "slow":
-        time.sleep(1)
-    names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
-    run.finish({"steps": 1, "environment": {name: os.environ.get(name) for name in names}})
-
-try:
-    with run.claim():
-        work()
-except Held:
-    sys.exit(3)
-"""
-
-
-class Stand:
-    """Jobs with a behaviour each, and the command that behaves so."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.behaviours: dict[Path, tuple[str, Path]] = {}
-        self.script = root / "stand_in.py"
-        self.script.write_text(WORKER)
-
-    def job(self, label: str, behaviour: str = "trains", needs: Job | None = None) -> Job:
-        recipe = Recipe(f"model-{label}", Data("arithmetic"))
-        run = run_of(self.root, recipe, 0)
-        self.behaviours[run.path] = (behaviour, self.root)
-        return Job(label, recipe, 0, run, needs=needs.run.path if needs else None)
-
-    def meet(self, one: Job, other: Job) -> None:
-        self.behaviours[one.run.path] = ("meets", other.run.path)
-        self.behaviours[other.run.path] = ("meets", one.run.path)
-
-    def command(self, job: Job) -> list[str]:
-        behaviour, other = self.behaviours[job.run.path]
-        return [sys.executable, str(self.script), str(job.run.path), behaviour, str(other)]
-
-    def launcher(self, *jobs: Job) -> Launcher:
-        return Launcher(jobs, Resources(device="cpu"), self.root, self.command, poll=0.02)
 
 
 @pytest.fixture
@@ -165,9 +91,9 @@ def test_a_run_starts_after_the_one_it_starts_from(stand: Stand) -> None:
 def test_each_gpu_is_one_slot_named_by_its_uuid(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(local, "gpus", lambda: (("GPU-1", "H100"), ("GPU-2", "H100")))
-    assert [slot.gpu for slot in slots(Resources())] == ["GPU-1", "GPU-2"]
-    assert all(slot.gpu is None for slot in slots(Resources(device="cpu")))
+    monkeypatch.setattr(room, "gpus", lambda: (("GPU-1", "H100"), ("GPU-2", "H100")))
+    assert [slot.gpus for slot in slots(Resources())] == [("GPU-1",), ("GPU-2",)]
+    assert all(slot.gpus == () for slot in slots(Resources(device="cpu")))
     stand = Stand(tmp_path)
     job = stand.job("job")
     run(Launcher([job], Resources(threads=3), tmp_path, stand.command, poll=0.02))
@@ -177,8 +103,8 @@ def test_each_gpu_is_one_slot_named_by_its_uuid(
 
 
 def test_cores_are_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "cores", lambda: 8)
-    monkeypatch.setattr(local, "gpus", lambda: ())
+    monkeypatch.setattr(room, "cores", lambda: 8)
+    monkeypatch.setattr(room, "gpus", lambda: ())
     rooms = {threads: len(slots(Resources(threads=threads))) for threads in (1, 3, 8, 16)}
     assert rooms == {1: 8, 3: 2, 8: 1, 16: 1}
     with pytest.raises(ValueError, match="choose auto or cpu"):

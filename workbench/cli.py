@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from workbench.durable import DiskFull
 from workbench.studyfile import Mistake, StudyFile, load
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Mistake as mistake:
         _complain(str(mistake))
         return MISTAKEN
+    except DiskFull as full:
+        _complain(str(full))
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `workbench plan ... | head`

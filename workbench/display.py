@@ -16,7 +16,8 @@ from workbench.launch.local import State
 from workbench.plan import Job, steps_of
 from workbench.records import Row
 
-STYLES = {State.DONE: "green", State.FAILED: "bold red", State.BLOCKED: "red", State.HELD: "yellow"}
+STYLES = {State.DONE: "green", State.FAILED: "bold red", State.BLOCKED: "red", State.HELD: "yellow",
+          State.WAITING: "yellow"}  # fmt: skip
 WORDS = {State.RUNNING: "started", State.DONE: "finished"}
 QUIET = 10.0  # seconds between two plain lines of one cell
 

@@ -318,8 +318,8 @@ def status(job: Job) -> Status:
         return Status("failed", failure["reason"])
     if job.run.finished:
         return Status("trained", f"not measured yet: {', '.join(missing)}")
-    if (job.run.path / File.METRICS).exists():
-        return Status("interrupted", failure["reason"] if failure else "")
+    if any((job.run.path / file).exists() for file in (File.PROVENANCE, File.METRICS)):
+        return Status("interrupted", failure["reason"] if failure else "its process died")
     return Status("waiting")
 
 

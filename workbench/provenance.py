@@ -59,16 +59,17 @@ def current() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "devices": devices(),
+        "gpus": [uuid for uuid, _ in gpus()],
         "command": sys.argv,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
-def record(run: Run) -> None:
-    """Adds this process to the attempts in the run's `provenance.json`."""
+def record(run: Run, **more: Any) -> None:
+    """Adds this process, and what more there is to say, to the run's `provenance.json`."""
     path = run.path / File.PROVENANCE
     attempts = read_json(path)["attempts"] if path.exists() else []
-    write_json(path, {"attempts": [*attempts, current()]})
+    write_json(path, {"attempts": [*attempts, {**current(), **more}]})
 
 
 def changed(recorded: Mapping[str, Any], now: Code) -> bool:

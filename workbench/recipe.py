@@ -135,6 +135,10 @@ class Optimizer(Component):
         max_norm: gradients are scaled down to this global norm.
         skip_above: updates whose norm before clipping is larger are skipped and counted
             (80 in the released HPT); None skips only non-finite ones.
+        nonfinite: what follows an update whose loss or gradient is not finite, which is never
+            made and always counted: `skip` goes on with the next, `rollback` goes back to the
+            weights and optimizer state of the last validation and on with the next batch, `stop`
+            ends the run.
     """
 
     learning_rate: float = 3e-4
@@ -144,6 +148,7 @@ class Optimizer(Component):
     schedule: Schedule = Constant()
     max_norm: float = 1.0
     skip_above: float | None = None
+    nonfinite: str = "skip"
 
     def check(self) -> None:
         require(self.learning_rate >= 0, self, "learning_rate", "at least 0")
@@ -151,6 +156,12 @@ class Optimizer(Component):
         require(self.weight_decay >= 0, self, "weight_decay", "at least 0")
         require(self.max_norm > 0, self, "max_norm", "above 0")
         require(self.skip_above is None or self.skip_above > 0, self, "skip_above", "above 0")
+        if self.nonfinite not in NONFINITE:
+            hint = nearest(self.nonfinite, NONFINITE)
+            raise ValueError(f"Optimizer.nonfinite is {self.nonfinite!r}; {hint}")
+
+
+NONFINITE = ("skip", "rollback", "stop")
 
 
 class Validation(Component):
@@ -401,7 +412,7 @@ class Probe(Component):
         answers = drawn + truths + self.questions * self.difficulty_samples
         size = "whole gradients" if self.sketch is None else f"{self.sketch:,} numbers a gradient"
         return (
-            f"{len(self.methods)} methods on {self.questions} questions: {answers:,} answers drawn, "
+            f"{len(self.methods)} methods on {self.questions} questions: {answers:,} answers, "
             f"{sequences + truths:,} sequences differentiated one by one, once for each pattern of "
             f"token weights; {size}"
         )

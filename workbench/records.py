@@ -14,9 +14,8 @@
         result.json       renamed in last: training is finished
         failure.json      why the last attempt ended without a result
 
-Every write is durable when the call returns: a new file is synced and renamed into place, a line
-is appended and synced. A torn last line is dropped with a notice; a broken line before the last
-is refused.
+Every write is durable when the call returns (see `durable`). A torn last line is dropped with a
+notice; a broken line before the last is refused.
 """
 
 import fcntl
@@ -24,14 +23,14 @@ import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from workbench.durable import append, make_folder, new_file, remove, sweep
 from workbench.identity import canonical, fingerprint, imports, restore
 from workbench.recipe import Measurement, Probe, Recipe
 from workbench.schema import File
@@ -44,6 +43,10 @@ Row = dict[str, Any]
 
 class Held(RuntimeError):
     """Another process holds the run's lock."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its checkpoint is saved."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,14 @@ class Run:
     def finish(self, result: Row) -> None:
         """Records the result, which makes the run finished, and forgets earlier failures."""
         write_json(self.path / File.RESULT, result)
-        (self.path / File.FAILURE).unlink(missing_ok=True)
+        self.forget_failure()
+
+    def forget_failure(self) -> None:
+        """Drops the reason of an earlier attempt that this one has made good."""
+        remove(self.path / File.FAILURE)
 
     def fail(self, kind: str, reason: str) -> None:
-        """Records why the attempt ended: `error`, `interrupted` or `killed`, and the reason."""
+        """Records why the attempt ended: a `Failure`, and the reason in words."""
         write_json(self.path / File.FAILURE, {"kind": kind, "reason": reason})
 
     @property
@@ -105,16 +112,18 @@ class Run:
         Raises:
             Held: another process has it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / File.LOCK, "a+") as handle:
+        make_folder(self.path)
+        with open(self.path / File.LOCK, "ab+", buffering=0) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 handle.seek(0)
-                raise Held(f"{self.path} is held by process {handle.read().strip()}") from error
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
+                holder = handle.read().decode()
+                raise Held(f"{self.path} is held by process {holder}") from error
+            with suppress(OSError):  # a full disk; who holds it is told to people only
+                handle.truncate(0)
+                handle.write(str(os.getpid()).encode())
+            sweep(self.path)
             yield
 
     @property
@@ -128,6 +137,23 @@ class Run:
         except BlockingIOError:
             return True
         return False
+
+    @property
+    def holder(self) -> int | None:
+        """The process that trains it now."""
+        written = (self.path / File.LOCK).read_text() if self.held else ""
+        return int(written) if written.isdecimal() else None
+
+    def beat(self) -> None:
+        """Shows that the process that holds the run gets on."""
+        with suppress(OSError):  # no sign of progress is no reason to make less of it
+            os.utime(self.path / File.LOCK)
+
+    @property
+    def pulse(self) -> tuple[int, ...]:
+        """Something that changes as long as the run gets on."""
+        paths = (self.path / File.LOCK, self.path / File.METRICS)
+        return tuple(path.stat().st_mtime_ns for path in paths if path.exists())
 
     # --- what it measured ---
 
@@ -146,18 +172,19 @@ class Run:
             The timestamps of the dropped steps: a step that is run again takes its first one, so
             that a mirror that has it already gains nothing.
         """
-        stamps: dict[int, int] = {}
         for file in (File.METRICS, File.QUESTIONS):
             rows = self.rows(file)
             dropped = [row for row in rows if row["step"] > step]
             if dropped:
-                _append_dropped(self.path / file, dropped)
-            write_lines(self.path / file, [row for row in rows if row["step"] <= step])
-            stamps |= {row["step"]: row["timestamp"] for row in dropped if "timestamp" in row}
+                aside = dropped_path(self.path / file)
+                write_lines(aside, [*read_lines(aside), *dropped])
+                write_lines(self.path / file, [row for row in rows if row["step"] <= step])
         for path in self.path.glob(f"{File.ROLLOUTS}/step-*.parquet"):
             if int(path.stem.removeprefix("step-")) > step:
-                path.unlink()
-        return stamps
+                remove(path, File.ROLLOUTS)
+        # All that was ever dropped, for an attempt that died may have dropped them before this one.
+        dropped = reversed(read_lines(dropped_path(self.path / File.METRICS)))
+        return {row["step"]: row["timestamp"] for row in dropped if "timestamp" in row}
 
     def evaluation_path(self, measurement: Measurement) -> Path:
         """Where that measurement of the final checkpoint is, or will be."""
@@ -174,7 +201,7 @@ class Run:
         """Writes down what a probe is, for the worker; returns the name that it finds it by."""
         path = self.probe_path(probe).with_suffix(".json")
         if not path.exists():
-            write_json(path, {"probe": canonical(probe), "classes": imports(probe)})
+            write_json(path, {"probe": canonical(probe), "classes": imports(probe)}, "asked")
         return path.name
 
     def asked(self, name: str) -> Probe:
@@ -184,6 +211,11 @@ class Run:
 
     def checkpoint_path(self, step: int) -> Path:
         return self.path / File.CHECKPOINTS / f"step-{step:06d}"
+
+
+def dropped_path(path: Path) -> Path:
+    """Where the rows that a resumed run took back are kept, beside their record."""
+    return path.with_suffix(".dropped.jsonl")
 
 
 def cells_root(root: Path) -> Path:
@@ -226,37 +258,12 @@ def spec(recipe: Recipe, seed: int) -> Row:
     }
 
 
-# --- durable files --------------------------------------------------------------------------------
+# --- JSON files and lines -------------------------------------------------------------------------
 
 
-def sync_directory(path: Path) -> None:
-    """Makes renames and new names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def new_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file that appears under its name whole and synced, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, mode) as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    with new_file(path, "w") as handle:
+def write_json(path: Path, value: Any, point: str = "") -> None:
+    """Writes a JSON file whole or not at all; `point` as in `durable.new_file`."""
+    with new_file(path, "w", point) as handle:
         json.dump(value, handle, indent=1, sort_keys=True)
 
 
@@ -272,13 +279,8 @@ def write_lines(path: Path, rows: list[Row]) -> None:
 
 
 def append_line(path: Path, row: Row) -> None:
-    """Appends one JSON line and syncs it; a torn line left by a crash is cut off first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as handle:
-        _cut_torn_line(handle, path)
-        handle.write(_line(row).encode())
-        handle.flush()
-        os.fsync(handle.fileno())
+    """Appends one JSON line, durably; a torn line left by a crash is cut off first."""
+    append(path, _line(row).encode())
 
 
 def read_lines(path: Path) -> list[Row]:
@@ -303,30 +305,3 @@ def read_lines(path: Path) -> list[Row]:
 
 def _line(row: Row) -> str:
     return json.dumps(row, separators=(",", ":")) + "\n"
-
-
-def _cut_torn_line(handle: IO[bytes], path: Path) -> None:
-    size = handle.seek(0, os.SEEK_END)
-    if size == 0:
-        return
-    handle.seek(size - 1)
-    if handle.read(1) == b"\n":
-        return
-    handle.seek(0)
-    whole = handle.read().rfind(b"\n") + 1
-    log.warning("%s: cut off a torn last line of %d bytes", path, size - whole)
-    handle.truncate(whole)
-    handle.seek(whole)
-
-
-def _append_dropped(path: Path, rows: list[Row]) -> None:
-    aside = path.with_suffix(".dropped.jsonl")
-    write_lines(aside, [*read_lines(aside), *rows])
-
-
-def remove_tree(path: Path) -> None:
-    """Removes a directory in one visible step: renamed out of sight first."""
-    hidden = path.with_name(f".{path.name}.removed")
-    shutil.rmtree(hidden, ignore_errors=True)
-    os.replace(path, hidden)
-    shutil.rmtree(hidden)

@@ -1,6 +1,9 @@
 """Where a run happens: what may never change its result beyond rounding, so it is never hashed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
+
+LEAST_TOKENS = 256  # a micro-batch below which memory is not what a smaller one would save
 
 
 @dataclass(frozen=True)
@@ -9,27 +12,55 @@ class Resources:
 
     Attributes:
         device: `auto` takes a GPU where there is one; or `cpu`, `cuda`.
+        gpus: GPUs a cell, each by UUID and to itself; as many cells run at once as there are GPUs
+            for.
         threads: processor threads a cell; as many cells run at once as the cores allow.
         tokens: padded tokens in one micro-batch; bounds memory, changes no result. None takes what
             was fastest: 2,048 on a processor (it stays in the cache), 32,768 on a GPU.
         sequences: sequences that one rollout call decodes together.
         checkpoint_every: training steps between two checkpoints; what a crash can cost.
+        keep_last: how many of the newest checkpoints are kept, besides the best.
+        best_by: the validation metric that says which checkpoint is the best; larger is better.
+        patience: seconds without a sign of progress after which a cell is ended and tried again.
+        retries: how often a cell is tried again that was killed, made no progress, or was out of
+            memory. One that was preempted is always tried again, one with an error in it never.
     """
 
     device: str = "auto"
+    gpus: int = 1
     threads: int = 1
     tokens: int | None = None
     sequences: int = 512
     checkpoint_every: int = 10
+    keep_last: int = 2
+    best_by: str = "validation/pass_at_1"
+    patience: float = 1800.0
+    retries: int = 2
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"Resources.device is {self.device!r}; choose auto, cpu or cuda")
-        for field in ("threads", "tokens", "sequences", "checkpoint_every"):
+        for field in ("gpus", "threads", "tokens", "sequences", "checkpoint_every", "keep_last"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"Resources.{field} must be at least 1, got {value}")
+        if self.patience <= 0:
+            raise ValueError(f"Resources.patience must be above 0 seconds, got {self.patience}")
+        if self.retries < 0:
+            raise ValueError(f"Resources.retries must be at least 0, got {self.retries}")
+        if not self.best_by.startswith("validation/"):
+            raise ValueError(
+                f"Resources.best_by is {self.best_by!r}; choose a validation metric, "
+                "validation/pass_at_1 or validation/level_3"
+            )
 
     def micro_batch(self, on_gpu: bool) -> int:
         """Padded tokens in one micro-batch on that kind of device."""
         return self.tokens or (32_768 if on_gpu else 2_048)
+
+    def halved(self, on_gpu: bool) -> Self | None:
+        """These with half the memory for what is computed together; None where there is no half."""
+        tokens = self.micro_batch(on_gpu) // 2
+        if tokens < LEAST_TOKENS:
+            return None
+        return replace(self, tokens=tokens, sequences=max(1, self.sequences // 2))

@@ -49,6 +49,8 @@ METRICS = {
         Metric("optim/gradient_norm", "Gradient norm"),
         Metric("optim/learning_rate", "Learning rate"),
         Metric("optim/skipped", "Skipped updates", "count"),
+        Metric("optim/nonfinite", "Updates with a non-finite loss or gradient", "count"),
+        Metric("optim/rolled_back", "Returns to the last validation's weights", "count"),
         Metric("length/all", "Response length", "tokens"),
         Metric("length/right", "Length of right responses", "tokens"),
         Metric("length/wrong", "Length of wrong responses", "tokens"),
@@ -113,6 +115,18 @@ class File:
     # The same records in a compact copy, such as MLflow's artifacts of a run.
     HISTORY_TABLE = "history.parquet"
     QUESTIONS_TABLE = "questions.parquet"
+
+
+class Failure:
+    """Why an attempt at a run ended without a result: the kinds in `failure.json`."""
+
+    ERROR = "error"  # of the code or of what it was given: the same again would fail again
+    MEMORY = "memory"  # it did not fit
+    DISK = "disk"  # there was no room to write
+    KILLED = "killed"  # by a signal, for no reason that is known
+    STALLED = "stalled"  # it showed no progress and was ended for that
+    PREEMPTED = "preempted"  # asked to stop by someone else, with its checkpoint saved
+    INTERRUPTED = "interrupted"  # asked to stop by the user, with its checkpoint saved
 
 
 class Tag:

@@ -6,6 +6,7 @@ by another process, 130 interrupted with its checkpoint saved.
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import logging
 import os
@@ -13,14 +14,16 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from workbench import provenance
+from workbench import models, provenance
+from workbench.durable import DiskFull, move, remove_tree, sweep
 from workbench.recipe import Measurement, Probe
-from workbench.records import Held, Run, read_lines, remove_tree
+from workbench.records import Held, Interrupted, Run
 from workbench.resources import Resources
-from workbench.schema import File
+from workbench.schema import Failure, File
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +41,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--keep", default="", help="steps whose checkpoints others start from")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # the launcher asks where a process hangs
     run = Run(options.run.resolve())
     try:
         with run.claim():
-            provenance.record(run)
             return _work(run, options)
     except Held as error:
         log.warning("%s", error)
@@ -49,24 +53,41 @@ def main(arguments: list[str]) -> int:
 
 
 def _work(run: Run, options: argparse.Namespace) -> int:
-    from workbench.training.loop import Interrupted
-
     stopping = _Stopping()
     try:
         resources = Resources(**json.loads(options.resources))
         measurements = [Measurement(**each) for each in json.loads(options.measurements)]
         keep = [int(step) for step in options.keep.split(",") if step]
         probes = [run.asked(name) for name in options.probes.split(",") if name]
+        revision = models.revision(run.recipe().model)
+        provenance.record(run, resources=asdict(resources), model_revision=revision)
         _complete(run, resources, measurements, probes, keep, stopping)
     except Interrupted as error:
         log.info("%s", error)
-        run.fail("interrupted", str(error))
+        _tell(run, Failure.INTERRUPTED, str(error))
         return INTERRUPTED
     except Exception as error:  # the rim of the process: recorded, and told by the exit status
-        traceback.print_exc()
-        run.fail("error", f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # the log may be on the disk that is full
+            traceback.print_exc()
+        _tell(run, _kind(error), f"{type(error).__name__}: {error}")
         return FAILED
     return DONE
+
+
+def _kind(error: Exception) -> str:
+    """What kind of failure an error is: whether it is tried again, and how, follows from it."""
+    if isinstance(error, DiskFull):
+        return Failure.DISK
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return Failure.MEMORY if out_of_memory else Failure.ERROR
+
+
+def _tell(run: Run, kind: str, reason: str) -> None:
+    """Records why the attempt ended; on a full disk the exit status alone says that it failed."""
+    try:
+        run.fail(kind, reason)
+    except OSError as error:
+        log.error("%s (%s); it cannot be recorded: %s", reason, kind, error)
 
 
 class _Stopping:
@@ -100,14 +121,18 @@ def _complete(
     if not run.finished:
         _train(run, resources, keep, stopping)
     lost = [step for step in keep if not run.checkpoint_path(step).exists()]
+    aside = Run(run.path.with_name(f".again-{run.path.name}"))
     if lost:
-        _make_again(run, resources, lost, stopping)
+        _make_again(run, aside, resources, lost, stopping)
+    if aside.path.exists():
+        remove_tree(aside.path, "again")
+    sweep(aside.path.parent, f".{aside.path.name}.*")
     missing = [m for m in measurements if not run.evaluation_path(m).exists()]
     if missing:
         _measure(run, resources, missing, stopping)
     for plan in probes:
         _probe(run, resources, plan, stopping)
-    (run.path / File.FAILURE).unlink(missing_ok=True)
+    run.forget_failure()
 
 
 def _train(run: Run, resources: Resources, keep: list[int], stopping: _Stopping) -> None:
@@ -120,7 +145,7 @@ def _train(run: Run, resources: Resources, keep: list[int], stopping: _Stopping)
         return
     trainer = open_trainer(run, resources)
     train(trainer, run, keep, stopping)
-    rows = read_lines(run.path / File.METRICS)
+    rows = run.rows()
     progress = trainer.progress
     run.finish(
         {
@@ -135,12 +160,13 @@ def _train(run: Run, resources: Resources, keep: list[int], stopping: _Stopping)
     )
 
 
-def _make_again(run: Run, resources: Resources, steps: list[int], stopping: _Stopping) -> None:
+def _make_again(
+    run: Run, aside: Run, resources: Resources, steps: list[int], stopping: _Stopping
+) -> None:
     """Makes checkpoints that a finished run did not keep, by training it again, aside."""
-    from workbench.training.loop import Interrupted, train
+    from workbench.training.loop import train
     from workbench.training.trainer import open_trainer
 
-    aside = Run(run.path.with_name(f".again-{run.path.name}"))
     aside.create(run.recipe(), run.seed)
     trainer = open_trainer(aside, resources)
     log.info("training %s again for the checkpoints of steps %s", run.path, steps)
@@ -149,8 +175,7 @@ def _make_again(run: Run, resources: Resources, steps: list[int], stopping: _Sto
     if trainer.progress.step < max(steps):
         raise Interrupted(f"stopped at step {trainer.progress.step} of {max(steps)}")
     for step in steps:
-        os.replace(aside.checkpoint_path(step), run.checkpoint_path(step))
-    remove_tree(aside.path)
+        move(aside.checkpoint_path(step), run.checkpoint_path(step), File.CHECKPOINTS)
 
 
 def _measure(
@@ -158,7 +183,6 @@ def _measure(
 ) -> None:
     from workbench.training.data import open_data
     from workbench.training.evaluation import measure
-    from workbench.training.loop import Interrupted
     from workbench.training.trainer import initial_weights, open_engine, open_policy
 
     recipe = run.recipe()
@@ -166,11 +190,15 @@ def _measure(
     if recipe.method is None:
         path = initial_weights(run, recipe, run.seed)
     policy = open_policy(recipe, path, resources)
-    engine = open_engine(policy, resources)
     data = open_data(run, policy.tokenizer)
-    for measurement in measurements:
+
+    def get_on() -> None:
+        run.beat()
         if stopping():
-            raise Interrupted(f"stopped before measuring {measurement.suite}")
+            raise Interrupted("stopped while measuring")
+
+    engine = open_engine(policy, resources, get_on)
+    for measurement in measurements:
         measure(run, policy, engine, data, measurement)
 
 
@@ -178,8 +206,12 @@ def _probe(run: Run, resources: Resources, plan: Probe, stopping: _Stopping) -> 
     from workbench.training.probe import probe
     from workbench.training.trainer import open_checkpoint
 
+    def asked() -> bool:
+        run.beat()
+        return stopping()
+
     if not run.probe_path(plan).exists():
-        probe(run, open_checkpoint(run, plan.step, resources), plan, stopping)
+        probe(run, open_checkpoint(run, plan.step, resources), plan, asked)
 
 
 if __name__ == "__main__":

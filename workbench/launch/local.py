@@ -1,27 +1,29 @@
 """Trains the runs of a study in processes of this machine, several at once.
 
-`ready` decides what starts next from values alone; `Launcher` starts, watches and stops. Only run
-directories say whether a run is done: an exit status of 0 without a result is a failure.
+`ready` decides what starts next from values alone, `again` what is tried again; `Launcher` starts,
+watches and stops. Only run directories say whether a run is done: an exit status of 0 without a
+result is a failure.
 """
 
 import json
-import os
+import select
 import signal
 import subprocess
 import sys
-import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from workbench.launch.follow import Follow
+from workbench.launch.attempt import Attempt, Exit, kill_group, start
+from workbench.launch.retry import Watchdog, again
+from workbench.launch.room import Slot, give_back, slots
 from workbench.plan import Job, measurements_json
-from workbench.provenance import cores, gpus
 from workbench.records import Row
 from workbench.resources import Resources
-from workbench.schema import File
+from workbench.schema import Failure
 
 
 class State(Enum):
@@ -41,15 +43,6 @@ CHECKPOINT_SECONDS = 60.0  # what a worker gets to save its state before it is k
 ENDED = {State.DONE, State.FAILED, State.BLOCKED, State.STOPPED}
 
 
-class Exit:
-    """What a worker's exit status means."""
-
-    DONE = 0
-    ERROR = 1
-    HELD = 3
-    INTERRUPTED = 130
-
-
 @dataclass(frozen=True)
 class Event:
     """Something to show: a job entered a state, or, with a row, trained a step."""
@@ -58,34 +51,6 @@ class Event:
     state: State
     reason: str = ""
     row: Row | None = None
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Room for one cell: a share of the cores, or one GPU by UUID."""
-
-    name: str
-    gpu: str | None = None
-
-    def environment(self, threads: int) -> dict[str, str]:
-        """What its process adds to this one's environment."""
-        counts = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-        visible = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}
-        return {**dict.fromkeys(counts, str(threads)), **visible}
-
-
-def slots(resources: Resources) -> list[Slot]:
-    """One slot for each GPU, or else for each share of the cores.
-
-    Raises:
-        ValueError: `cuda` is asked for and there is no GPU.
-    """
-    found = () if resources.device == "cpu" else gpus()
-    if resources.device == "cuda" and not found:
-        raise ValueError("Resources.device is 'cuda', but there is no GPU; choose auto or cpu")
-    if found:
-        return [Slot(name, uuid) for uuid, name in found]
-    return [Slot(f"cpu {n}") for n in range(max(1, cores() // resources.threads))]
 
 
 def ready(
@@ -105,17 +70,6 @@ def ready(
 
 
 Command = Callable[[Job], list[str]]
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A started process; `failure` is the time of the failure that an earlier attempt left."""
-
-    job: Job
-    slot: Slot
-    process: subprocess.Popen[bytes]
-    failure: int
-    progress: Follow
 
 
 @dataclass
@@ -138,7 +92,11 @@ class Launcher:
     states: dict[Path, State] = field(init=False)
     stopping: bool = field(default=False, init=False)
     _signals: list[int] = field(default_factory=list, init=False)
-    _workers: list[Worker] = field(default_factory=list, init=False)
+    _attempts: list[Attempt] = field(default_factory=list, init=False)
+    _held: dict[Path, tuple[Job, Watchdog]] = field(default_factory=dict, init=False)
+    _failures: Counter[Path] = field(default_factory=Counter, init=False)
+    _reduced: dict[Path, Resources] = field(default_factory=dict, init=False)
+    _told: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.states = {job.run.path: State.DONE if job.done else State.WAITING for job in self.jobs}
@@ -154,18 +112,18 @@ class Launcher:
             try:
                 while any(state not in ENDED for state in self.states.values()):
                     yield from self._pass_signals_on()
-                    for worker in [w for w in self._workers if w.process.poll() is not None]:
-                        self._workers.remove(worker)
-                        free.append(worker.slot)
-                        yield from self._progress(worker)
-                        yield self._ended(worker)
+                    for attempt in [each for each in self._attempts if each.over]:
+                        self._attempts.remove(attempt)
+                        free.append(attempt.slot)
+                        yield from self._progress(attempt)
+                        yield self._ended(attempt)
                     yield from self._look_for_released()
                     yield from self._start(free)
-                    for worker in self._workers:
-                        yield from self._progress(worker)
+                    for attempt in self._attempts:
+                        yield from self._progress(attempt)
+                    self._end_the_stalled()
                     yield None
-                    if self._workers or State.HELD in self.states.values():
-                        time.sleep(self.poll)
+                    self._wait()
             finally:
                 self._leave_no_one_behind()
 
@@ -182,65 +140,105 @@ class Launcher:
                 job, State.BLOCKED, f"{source.name}, which it starts from, has no result"
             )
         for job in startable:
-            if job.run.held:
+            if job.done:  # by another runner, meanwhile
+                yield self._enter(job, State.DONE)
+            elif job.run.held:
                 yield self._enter(job, State.HELD, "another process trains it; waiting for that")
-                continue
-            self._workers.append(self._spawn(job, free.pop(0)))
-            yield self._enter(job, State.RUNNING)
+            elif (found := self._take(free)) is not None:
+                yield self._begin(job, *found)
+            elif not (self._attempts or self._told):
+                self._told = True
+                yield self._enter(job, State.WAITING, "for room: other runs have all of it")
 
-    def _spawn(self, job: Job, slot: Slot) -> Worker:
-        job.run.create(job.recipe, job.seed)
+    def _take(self, free: list[Slot]) -> tuple[Slot, list[int]] | None:
+        """The first free slot that no other runner of this machine has either, with its locks."""
+        for slot in free:
+            taken = slot.take()
+            if taken is not None:
+                free.remove(slot)
+                return slot, taken
+        return None
+
+    def _begin(self, job: Job, slot: Slot, taken: list[int]) -> Event:
         make = self.command or self._worker_command
-        environment = {**os.environ, **slot.environment(self.resources.threads)}
-        with open(job.run.path / File.LOG, "ab") as output:
-            process = subprocess.Popen(
-                make(job),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches the workers through us alone
-            )
-        progress = Follow(job.run.path / File.METRICS)
-        return Worker(job, slot, process, _failure_stamp(job), progress)
+        try:
+            attempt = start(job, slot, taken, make(job), self._resources(job))
+        except OSError as error:  # a full disk, or no such command: the other cells go on
+            return self._enter(job, State.FAILED, str(error))
+        finally:
+            give_back(taken)  # the process has inherited them
+        self._attempts.append(attempt)
+        return self._enter(job, State.RUNNING)
+
+    def _resources(self, job: Job) -> Resources:
+        return self._reduced.get(job.run.path, self.resources)
 
     def _worker_command(self, job: Job) -> list[str]:
+        resources = json.dumps(asdict(self._resources(job)))
         command = [sys.executable, "-m", "workbench", "worker", str(job.run.path)]
-        command += ["--root", str(self.root), "--resources", json.dumps(asdict(self.resources))]
+        command += ["--root", str(self.root), "--resources", resources]
         command += ["--measurements", measurements_json(job)]
         command += ["--keep", ",".join(map(str, job.keep))]
         return [*command, "--probes", ",".join(job.run.ask(probe) for probe in job.probes)]
 
-    def _progress(self, worker: Worker) -> Iterator[Event]:
-        rows = worker.progress.rows()
-        for row in rows:
-            yield Event(worker.job, State.RUNNING, row=row)
+    def _progress(self, attempt: Attempt) -> Iterator[Event]:
+        with suppress(ValueError):  # a broken record: the worker will refuse it, with the line
+            for row in attempt.progress.rows():
+                yield Event(attempt.job, State.RUNNING, row=row)
 
-    def _ended(self, worker: Worker) -> Event:
-        """Settles how a worker ended, by its exit status and what it left in its directory."""
-        job, code = worker.job, worker.process.returncode
-        _kill_group(worker.process.pid)  # nothing that it started may outlive it in its slot
+    def _end_the_stalled(self) -> None:
+        for attempt in self._attempts:
+            attempt.end_if_stalled()
+        for job, watchdog in self._held.values():
+            holder = job.run.holder if watchdog.stalled else None
+            if holder is not None:  # whose runner died, or has still to look at it
+                kill_group(holder)
+
+    def _ended(self, attempt: Attempt) -> Event:
+        """Settles how an attempt ended, by its exit status and what it left in its directory."""
+        job, code = attempt.job, attempt.process.returncode
+        attempt.close()
         if job.done:
             return self._enter(job, State.DONE)
         if code == Exit.HELD:
             return self._enter(job, State.HELD, "another process trains it; waiting for that")
-        if code == Exit.INTERRUPTED:
-            return self._enter(job, State.STOPPED, "interrupted; the next run goes on from here")
-        if code != Exit.ERROR or _failure_stamp(job) == worker.failure:
-            kind = "interrupted" if self.stopping else "killed" if code < 0 else "error"
-            job.run.fail(kind, _describe_exit(code, job))
-        state = State.STOPPED if self.stopping else State.FAILED
-        return self._enter(job, state, (job.run.failure or {}).get("reason", ""))
+        kind, reason = attempt.judge(self.stopping)
+        if self.stopping:
+            stopped = "interrupted; the next run goes on from here"
+            return self._enter(job, State.STOPPED, stopped if code == Exit.INTERRUPTED else reason)
+        return self._again(attempt, kind, reason) or self._enter(job, State.FAILED, reason)
+
+    def _again(self, attempt: Attempt, kind: str, reason: str) -> Event | None:
+        """Lets a job be started once more, if that may end better."""
+        job = attempt.job
+        self._failures[job.run.path] += kind != Failure.PREEMPTED
+        failures, on_gpu = self._failures[job.run.path], bool(attempt.slot.gpus)
+        resources = again(kind, failures, attempt.resources, on_gpu)
+        if resources is None:
+            return None
+        less = "" if resources == attempt.resources else " with half the memory"
+        self._reduced[job.run.path] = resources
+        return self._enter(job, State.WAITING, f"{kind}: {reason}; trying again{less}")
 
     def _look_for_released(self) -> Iterator[Event]:
         """Runs that another runner held and has let go: done by it, or ours to go on with."""
-        for job in self.jobs:
-            if self.states[job.run.path] is State.HELD and not job.run.held:
+        for job, _ in list(self._held.values()):
+            if not job.run.held:
                 yield self._enter(job, State.DONE if job.done else State.WAITING)
 
     def _enter(self, job: Job, state: State, reason: str = "") -> Event:
         self.states[job.run.path] = state
+        if state is State.HELD:
+            self._held[job.run.path] = job, Watchdog(job.run, self.resources.patience)
+        else:
+            self._held.pop(job.run.path, None)
         return Event(job, state, reason)
+
+    def _wait(self) -> None:
+        """Sleeps until a worker ends or it is time to look again."""
+        if any(state not in ENDED for state in self.states.values()):
+            ends = [each.ended for each in self._attempts if each.ended is not None]
+            select.select(ends, [], [], self.poll)
 
     # --- signals ---
 
@@ -265,46 +263,15 @@ class Launcher:
                     yield self._enter(job, State.STOPPED, "not started")
 
     def _leave_no_one_behind(self) -> None:
-        """Ends workers that an error or an abandoned iterator left, after their checkpoint."""
+        """Ends attempts that an error or an abandoned iterator left, after their checkpoint."""
         self._send(signal.SIGTERM)
-        for worker in self._workers:
+        for attempt in self._attempts:
             try:
-                worker.process.wait(CHECKPOINT_SECONDS)
+                attempt.process.wait(CHECKPOINT_SECONDS)
             except subprocess.TimeoutExpired:
-                _kill_group(worker.process.pid)
-                worker.process.wait()
+                attempt.send(signal.SIGKILL)
+                attempt.process.wait()
 
     def _send(self, number: int) -> None:
-        """Signals each worker; a kill reaches its whole session."""
-        for worker in self._workers:
-            if worker.process.poll() is not None:
-                continue
-            if number == signal.SIGKILL:
-                _kill_group(worker.process.pid)
-            else:
-                worker.process.send_signal(number)
-
-
-def _failure_stamp(job: Job) -> int:
-    path = job.run.path / File.FAILURE
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def _kill_group(leader: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGKILL)
-
-
-def _describe_exit(code: int, job: Job) -> str:
-    """Why a worker that left no reason ended, as far as its exit status and its log can say."""
-    log = job.run.path / File.LOG
-    if code < 0:
-        return f"the worker was ended by {signal.Signals(-code).name}; its output is in {log}"
-    if code == Exit.DONE:
-        return f"the worker ended without {', '.join(job.missing)}; its output is in {log}"
-    return f"the worker exited with status {code}: {_last_line(log)}"
-
-
-def _last_line(path: Path, most: int = 300) -> str:
-    lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
-    return lines[-1][:most] if lines else "it wrote nothing"
+        for attempt in self._attempts:
+            attempt.send(number)

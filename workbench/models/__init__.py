@@ -1,5 +1,6 @@
 """Where models are found by name: shipped with the package, in a local folder, or on the hub."""
 
+import hashlib
 from pathlib import Path
 
 from workbench.identity import nearest
@@ -27,6 +28,30 @@ def locate(name: str) -> str:
     raise ValueError(
         f"no model {name!r}, shipped, in a local folder or on the hub; {nearest(name, shipped())}"
     )
+
+
+def revision(name: str) -> str | None:
+    """Which weights a model's name stands for now: the hub's commit, or a hash of the folder.
+
+    None where nothing is known: a hub name that has not been downloaded yet.
+    """
+    folder = SHIPPED / name if name in shipped() else Path(name)
+    if (folder / "config.json").is_file():
+        return _hash_of(folder)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def _hash_of(folder: Path) -> str:
+    """A hash of the files that make the model what it is: settings, words and weights."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        with open(path, "rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{path.name} {content}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _on_hub(name: str) -> bool:

@@ -13,6 +13,7 @@ whoever grades untrusted responses calls it where it can be stopped.
 
 import re
 from enum import Enum
+from typing import ClassVar
 
 from workbench.identity import Component
 
@@ -33,7 +34,13 @@ class Verdict(Enum):
 
 
 class Verifier(Component):
-    """Says what a response is worth against the gold answer; chosen by the data."""
+    """Says what a response is worth against the gold answer; chosen by the data.
+
+    `interprets` is False for one that only compares texts: nothing that a model writes can make it
+    hang or crash, so that it needs no process of its own.
+    """
+
+    interprets: ClassVar[bool] = True
 
     def __call__(self, response: str, gold: str) -> Verdict:
         """The verdict; the same for the same texts in every process."""
@@ -45,6 +52,8 @@ class ExactMatch(Verifier):
 
     A gold is the bare answer, without a box; an empty one is UNPARSABLE_GOLD.
     """
+
+    interprets: ClassVar[bool] = False
 
     def __call__(self, response: str, gold: str) -> Verdict:
         expected, answer = gold.strip(), extract_boxed(response)

@@ -5,7 +5,7 @@ the batch. Each request draws from its own random numbers, so that what else is 
 changes nothing but rounding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +20,13 @@ COMPACT_BELOW = 0.75  # share of live rows at which the dead ones leave the cach
 
 @dataclass
 class TransformersEngine:
-    """Decodes up to `sequences` responses together."""
+    """Decodes up to `sequences` responses together, and calls `get_on` after each such batch."""
 
     model: PreTrainedModel
     end: frozenset[int]
     pad: int
     sequences: int = 512
+    get_on: Callable[[], object] = bool
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
@@ -37,6 +38,7 @@ class TransformersEngine:
         order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt))
         for chunk in _chunks(requests, order, self.sequences):
             found |= zip(chunk, self._decode([requests[i] for i in chunk], decoding), strict=True)
+            self.get_on()
         self.model.train(was_training)
         return [found[index] for index in range(len(requests))]
 

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from workbench.durable import make_folder
 from workbench.identity import fingerprint
 from workbench.launch.follow import Follow
 from workbench.plan import Job, Status, status
-from workbench.records import read_json
+from workbench.records import Run, read_json
 from workbench.schema import File, Tag
 from workbench.study import Study
 from workbench.tracking.store import (
@@ -181,6 +182,7 @@ class Mirror:
         self._shown = dict(self._search(client))
         self._follows.clear()
         self._client = client
+        self._end_what_nobody_trains()
         self.complete = {job.run.path for job in self.jobs if self._is_complete(job)}
         return True
 
@@ -192,7 +194,7 @@ class Mirror:
         """One mirror a study: two would each make a run for the same cell."""
         if self._lock is not None:
             return True
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         handle = open(self.root / f".mirror-{self.study.name}.lock", "w")  # noqa: SIM115 held
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -230,6 +232,19 @@ class Mirror:
             token = page.token
             if not token:
                 return
+
+    def _end_what_nobody_trains(self) -> None:
+        """Ends MLflow runs of cells that have left the study and whose process is gone."""
+        mine = {_key(job) for job in self.jobs}
+        for key, shown in self._shown.items():
+            directory = shown.tags.get(Tag.DIRECTORY)
+            if key in mine or shown.state != "RUNNING" or directory is None:
+                continue
+            if not Run(Path(directory)).held:
+                outcome = "interrupted: its process is gone, and the study has left it out"
+                self._set_tags(shown, {Tag.OUTCOME: outcome})
+                self._api.set_terminated(shown.id, "KILLED")
+                shown.state = "KILLED"
 
     # --- one job ---
 

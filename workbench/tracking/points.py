@@ -19,7 +19,7 @@ from workbench.passk import pass_at_k
 from workbench.plan import Job
 from workbench.problems import loaders
 from workbench.recipe import Measurement
-from workbench.records import Row
+from workbench.records import Row, dropped_path
 from workbench.schema import (
     AVERAGE,
     AVERAGE_OOD,
@@ -79,7 +79,7 @@ def points(row: Row, timed_until: int = -1) -> list[Point]:
 
 def replay_difference(job: Job) -> int | None:
     """The first step that a resumed run computed differently the second time, timings aside."""
-    dropped = (job.run.path / File.METRICS).with_suffix(".dropped.jsonl")
+    dropped = dropped_path(job.run.path / File.METRICS)
     if not dropped.exists():
         return None
     kept = {row["step"]: _timeless(row) for row in job.run.rows()}

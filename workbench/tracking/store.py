@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from workbench.durable import fault, make_folder, move, remove
+
 # Our processes report nothing to anyone unless asked to, and an unreachable server is given up
 # after seconds, not minutes: the mirror tries again later anyway.
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
@@ -46,19 +49,21 @@ def ensure_store(uri: str, root: Path) -> None:
     path = sqlite_path(uri)
     if path is None or is_there(path):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if is_there(path):
             return
         temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-        temporary.unlink(missing_ok=True)
+        for leftover in path.parent.glob(f".{path.name}.*.new*"):
+            remove(leftover, "mlflow.db")  # of a process that died, for this one has the lock
         try:
             _make_tables(temporary, root)
-            os.replace(temporary, path)
+            fault("mlflow.db.written")
+            move(temporary, path, "mlflow.db")
         finally:
             for leftover in path.parent.glob(f"{temporary.name}*"):
-                leftover.unlink(missing_ok=True)
+                remove(leftover, "mlflow.db")
 
 
 def is_there(path: Path) -> bool:

@@ -6,7 +6,6 @@ SHA-256 of every file, and one that does not match is named and passed over.
 
 import hashlib
 import logging
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
-from workbench.records import Run, read_json, remove_tree, sync_directory, write_json
+from workbench.durable import new_folder, remove_tree
+from workbench.records import Run, read_json, write_json
 from workbench.schema import File
 from workbench.training.policy import VALUE_HEAD, Policy
 
@@ -30,27 +30,28 @@ class Corrupt(RuntimeError):
     """A checkpoint that is not what its manifest says."""
 
 
-def save(
-    run: Run, policy: Policy, optimizer: Optimizer, progress: dict[str, Any], keep: Collection[int]
-) -> None:
-    """Writes the checkpoint of `progress["step"]`; keeps it, the one before and those in `keep`."""
-    final = run.checkpoint_path(progress["step"])
-    if final.exists():
-        remove_tree(final)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
-    policy.model.save_pretrained(temporary)
-    policy.tokenizer.save_pretrained(temporary)
-    if policy.value_head is not None:
-        save_file(policy.value_head.state_dict(), temporary / VALUE_HEAD)
-    save_file(_optimizer_tensors(policy, optimizer), temporary / OPTIMIZER)
-    write_json(temporary / PROGRESS, progress)
-    write_json(temporary / MANIFEST, {p.name: _sync_and_hash(p) for p in _files(temporary)})
-    os.replace(temporary, final)
-    sync_directory(final.parent)
-    for step in steps(run)[:-2]:
+def save(run: Run, policy: Policy, optimizer: Optimizer, progress: dict[str, Any]) -> None:
+    """Writes the checkpoint of `progress["step"]`.
+
+    Raises:
+        DiskFull: there is no room for it; the checkpoints before it are as they were.
+    """
+    with new_folder(run.checkpoint_path(progress["step"]), File.CHECKPOINTS) as folder:
+        policy.model.save_pretrained(folder)
+        policy.tokenizer.save_pretrained(folder)
+        if policy.value_head is not None:
+            save_file(policy.value_head.state_dict(), folder / VALUE_HEAD)
+        save_file(_optimizer_tensors(policy, optimizer), folder / OPTIMIZER)
+        write_json(folder / PROGRESS, progress)
+        files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+        write_json(folder / MANIFEST, {"run": _identity(run), "files": files})
+
+
+def prune(run: Run, last: int, keep: Collection[int]) -> None:
+    """Removes all checkpoints but the last ones and those in `keep`."""
+    for step in steps(run)[:-last]:
         if step not in keep:
-            remove_tree(run.checkpoint_path(step))
+            remove_tree(run.checkpoint_path(step), File.CHECKPOINTS)
 
 
 def steps(run: Run) -> list[int]:
@@ -61,27 +62,35 @@ def steps(run: Run) -> list[int]:
 
 def latest(run: Run) -> int | None:
     """The newest checkpoint that is whole; corrupt ones are named in the log and passed over."""
-    for step in reversed(steps(run)):
+    found = steps(run)
+    for step in reversed(found):
         try:
-            verify(run.checkpoint_path(step))
+            verify(run, step)
         except Corrupt as error:
             log.warning("%s; going back to the one before", error)
         else:
             return step
+    if found:
+        log.warning("%s: no checkpoint is whole; training begins again", run.path)
     return None
 
 
-def verify(path: Path) -> None:
-    """Checks every file against the manifest.
+def verify(run: Run, step: int) -> None:
+    """Checks every file of a checkpoint against its manifest.
 
     Raises:
-        Corrupt: naming the first file that is missing or differs.
+        Corrupt: naming the first file that is missing or differs, or the run that it is of.
     """
-    if not (path / MANIFEST).is_file():
-        raise Corrupt(f"checkpoint {path} has no manifest")
-    for name, digest in read_json(path / MANIFEST).items():
-        file = path / name
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+    path = run.checkpoint_path(step)
+    try:
+        manifest = read_json(path / MANIFEST)
+        files, owner = dict(manifest["files"]), manifest["run"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"checkpoint {path} has no readable {MANIFEST}") from error
+    if owner != _identity(run):
+        raise Corrupt(f"checkpoint {path} is of another run: {owner}")
+    for name, digest in files.items():
+        if not (path / name).is_file() or _digest(path / name) != digest:
             raise Corrupt(f"checkpoint {path}: {name} is missing or not what was written")
 
 
@@ -105,11 +114,11 @@ def _optimizer_tensors(policy: Policy, optimizer: Optimizer) -> dict[str, torch.
     return found
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+def _identity(run: Run) -> str:
+    """What tells the checkpoints of two runs apart."""
+    return f"{run.spec['fingerprint']} seed {run.seed}"
 
 
-def _sync_and_hash(path: Path) -> str:
+def _digest(path: Path) -> str:
     with open(path, "rb") as handle:
-        os.fsync(handle.fileno())
-        return hashlib.sha256(handle.read()).hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()

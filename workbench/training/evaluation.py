@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from workbench.durable import new_file
 from workbench.problems import Dataset, Problem, Verdict
+from workbench.problems.isolation import grader
 from workbench.recipe import Measurement
-from workbench.records import Run, new_file
+from workbench.records import Run
 from workbench.rollout import Engine, Request, Response
 from workbench.rollout.engine import Decoding
+from workbench.schema import File
 from workbench.training.data import prompt_ids
 from workbench.training.policy import Policy
 from workbench.training.randomness import seed_of
@@ -54,7 +57,8 @@ def count(
 
 
 def _graded(policy: Policy, data: Dataset, problem: Problem, answers: list[Response]) -> Count:
-    verdicts = [data.verifier(policy.decode(a.tokens), problem.answer) for a in answers]
+    verify = grader(data.verifier)
+    verdicts = [verify(policy.decode(a.tokens), problem.answer) for a in answers]
     return Count(
         problem=problem,
         samples=len(answers),
@@ -86,5 +90,5 @@ def measure(
         "ungradable": [c.ungradable for c in counts],
     }
     table = pa.table(columns).replace_schema_metadata({"measurement": str(measurement)})
-    with new_file(path) as handle:
+    with new_file(path, point=File.EVALUATIONS) as handle:
         parquet.write_table(table, handle)

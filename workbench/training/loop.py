@@ -3,9 +3,9 @@
 from collections.abc import Callable, Collection
 
 from workbench.problems import Problem
-from workbench.records import Run
+from workbench.records import Interrupted, Run
 from workbench.schema import File
-from workbench.training import checkpoint
+from workbench.training import keeping
 from workbench.training.randomness import questions_of
 from workbench.training.record import metrics_row, question_row, write_rollouts
 from workbench.training.statistics import batch_statistics, rollout_statistics
@@ -19,10 +19,6 @@ from workbench.training.trainer import (
     update,
     validate,
 )
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is saved."""
 
 
 def train(
@@ -54,6 +50,7 @@ def train(
                 gate = batch_statistics(trainer.method, sequences, batch, tally)
             with tally.timed("time/update"):
                 update(trainer, sequences, batch, tally)
+                keeping.recover(trainer, run, tally)
         if step % recipe.validation.every == 0 or step == recipe.steps:
             write_rollouts(run, step, sequences, gate)
             with tally.timed("time/validation"):
@@ -62,8 +59,8 @@ def train(
         run.append(File.QUESTIONS, question_row(step, epoch, problems, sequences, gate))
         run.append(File.METRICS, metrics_row(step, tally, stamps, trainer))
         stop = stopping()
-        if stop or step in kept or step % trainer.resources.checkpoint_every == 0:
-            checkpoint.save(run, trainer.policy, trainer.optimizer, vars(progress), kept)
+        if stop or keeping.is_due(trainer, run, kept):
+            keeping.save(trainer, run, kept)
         if stop and step < recipe.steps:
             raise Interrupted(f"stopped after step {step} of {recipe.steps}")
 

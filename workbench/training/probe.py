@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from workbench import upge
+from workbench.durable import new_file
 from workbench.problems import Problem
 from workbench.recipe import Probe, replace
-from workbench.records import Run, new_file
+from workbench.records import Interrupted, Run
 from workbench.rollout import Request
+from workbench.schema import File
 from workbench.training.gradient import Sketch
-from workbench.training.loop import Interrupted
 from workbench.training.policy import Policy
 from workbench.training.randomness import seed_of
 from workbench.training.sequences import Sequence, pad
@@ -75,7 +76,7 @@ def probe(run: Run, trainer: Trainer, plan: Probe, stopping: Callable[[], bool] 
         "seconds": f"{time.perf_counter() - began:.0f}",
     }
     log.info("probe done in %s s, sketch error %s", note["seconds"], note["sketch_error"])
-    with new_file(run.probe_path(plan)) as handle:
+    with new_file(run.probe_path(plan), point=File.PROBES) as handle:
         table = pa.Table.from_pylist(found).replace_schema_metadata(note)
         parquet.write_table(table, handle)
 

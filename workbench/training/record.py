@@ -5,8 +5,9 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from workbench.durable import new_file
 from workbench.problems import Problem
-from workbench.records import Row, Run, new_file
+from workbench.records import Row, Run
 from workbench.schema import File
 from workbench.training.sequences import Sequence
 from workbench.training.tally import Tally
@@ -74,5 +75,6 @@ def write_rollouts(
             "beta": [gate[1][s.question] for s in shown],
         }
     )
-    with new_file(run.path / File.ROLLOUTS / f"step-{step:06d}.parquet") as handle:
+    path = run.path / File.ROLLOUTS / f"step-{step:06d}.parquet"
+    with new_file(path, point=File.ROLLOUTS) as handle:
         parquet.write_table(table, handle)

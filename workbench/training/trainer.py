@@ -1,6 +1,7 @@
 """The parts of a training run: what the loop puts in order, one function a part."""
 
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.nn import functional
 from workbench import upge
 from workbench.models import locate
 from workbench.problems import Dataset, Problem, Verdict
+from workbench.problems.isolation import grader
 from workbench.recipe import Recipe
 from workbench.records import Run, run_of
 from workbench.resources import Resources
@@ -79,9 +81,9 @@ def open_policy(recipe: Recipe, path: str, resources: Resources) -> Policy:
     return load_policy(path, device, recipe.dtype, recipe.sampling.temperature, values)
 
 
-def open_engine(policy: Policy, resources: Resources) -> Engine:
-    """The rollout engine, over the policy itself."""
-    return TransformersEngine(policy.model, policy.end, policy.pad, resources.sequences)
+def open_engine(policy: Policy, resources: Resources, get_on: Callable[[], None]) -> Engine:
+    """The rollout engine, over the policy itself; it calls `get_on` whenever it got further."""
+    return TransformersEngine(policy.model, policy.end, policy.pad, resources.sequences, get_on)
 
 
 def open_trainer(run: Run, resources: Resources) -> Trainer:
@@ -119,7 +121,7 @@ def open_checkpoint(run: Run, step: int, resources: Resources) -> Trainer:
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    engine = open_engine(policy, resources)
+    engine = open_engine(policy, resources, run.beat)
     data = open_data(run, policy.tokenizer)
     sketch = Sketch(policy.model.parameters(), SKETCH)
     return Trainer(
@@ -153,7 +155,7 @@ def kept(run: Run, step: int) -> Path:
             f"{path} is not there (checkpoints kept: {there}); train its run with this step kept: "
             f"--keep {step}"
         )
-    checkpoint.verify(path)
+    checkpoint.verify(run, step)
     return path
 
 
@@ -198,7 +200,7 @@ def grade(
                     prompt,
                     response.tokens,
                     text,
-                    trainer.data.verifier(text, problem.answer),
+                    grader(trainer.data.verifier)(text, problem.answer),
                     response.finished,
                     engine_logprobs=response.logprobs,
                 )
@@ -308,6 +310,7 @@ def _optimizer_step(
     blocks = blocks_of(step.batch.questions, trainer.recipe.gradient_blocks)
     parts: dict[bool, list[Tensor]] = {True: [], False: []}
     before = torch.zeros(trainer.sketch.size, device=trainer.policy.device)
+    loss = 0.0
     for demonstration in (True, False):
         for block in range(blocks[-1] + 1):
             chosen = [
@@ -316,7 +319,7 @@ def _optimizer_step(
                 if sequences[row].demonstration is demonstration and blocks[question[row]] == block
             ]
             for group in micro_batches(sequences, chosen, trainer.micro_batch):
-                _accumulate(trainer, sequences, step, group, tally)
+                loss += _accumulate(trainer, sequences, step, group, tally)
             # The map is linear: what a block has added is the difference of two sketches.
             after = trainer.sketch(_gradients(trainer)) if chosen else before
             parts[demonstration].append(after - before)
@@ -328,12 +331,13 @@ def _optimizer_step(
         trainer, Blocks(torch.stack(parts[False]), torch.stack(parts[True]), sizes), tally
     )
     trainer.progress.trained_tokens += sum(len(sequences[row].response) for row in rows)
-    _apply(trainer, tally)
+    _apply(trainer, tally, loss)
 
 
 def _accumulate(
     trainer: Trainer, sequences: list[Sequence], step: upge.Step, rows: list[int], tally: Tally
-) -> None:
+) -> float:
+    """Adds the gradient of some rows and returns their loss."""
     padded = pad([sequences[r] for r in rows], trainer.policy.pad, trainer.policy.device)
     current = trainer.policy.score(padded, entropy=trainer.method.needs_entropy)
     missing = step.batch.trained.shape[1] - padded.width
@@ -342,11 +346,13 @@ def _accumulate(
     )
     index = torch.tensor(rows, device=trainer.policy.device)
     losses = step.losses(index, wide)
-    torch.stack(list(losses.values())).sum().backward()
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
     for name, loss in losses.items():
         tally.add(f"loss/{name}", loss.item(), 0)  # counted once an update, in _optimizer_step
         tally.add("loss/total", loss.item(), 0)
     ratio_statistics(step, index, wide.logprobs.detach(), tally)
+    return total.item()
 
 
 def _tensors(current: upge.Current) -> tuple[Tensor | None, ...]:
@@ -367,15 +373,17 @@ def _gradient_statistics(trainer: Trainer, blocks: Blocks, tally: Tally) -> None
     if len(blocks.sizes) < 2:
         return
     moments, progress = blocks.moments(), trainer.progress
-    progress.recent = windowed(progress.recent, moments)
+    if all(math.isfinite(value) for value in moments.values()):
+        progress.recent = windowed(progress.recent, moments)
     for key, value in moments.items():
         tally.add(key, value, 1)
-    for key, value in ratios(progress.recent, int(blocks.sizes.sum())).items():
-        tally.put(key, value)
+    if progress.recent:
+        for key, value in ratios(progress.recent, int(blocks.sizes.sum())).items():
+            tally.put(key, value)
 
 
-def _apply(trainer: Trainer, tally: Tally) -> None:
-    """Clips and steps; a non-finite or too large gradient is skipped and counted."""
+def _apply(trainer: Trainer, tally: Tally, loss: float) -> None:
+    """Clips and steps; what is not finite, or too large a gradient, is skipped and counted."""
     settings, progress = trainer.recipe.optimizer, trainer.progress
     parameters = [p for _, p in trainer.policy.parameters()]
     for parameter in parameters:
@@ -389,13 +397,15 @@ def _apply(trainer: Trainer, tally: Tally) -> None:
     rate = settings.learning_rate * settings.schedule(progress.updates, total_updates)
     for group in trainer.optimizer.param_groups:
         group["lr"] = rate
+    finite = math.isfinite(norm) and math.isfinite(loss)
     too_large = settings.skip_above is not None and norm > settings.skip_above
-    skipped = too_large or not torch.isfinite(torch.tensor(norm))
+    skipped = too_large or not finite
     if not skipped:
         trainer.optimizer.step()
     progress.updates += 1
     tally.add("optim/gradient_norm", norm, 1)
     tally.sum("optim/skipped", skipped)
+    tally.sum("optim/nonfinite", not finite)
     tally.put("optim/learning_rate", rate)
 
 

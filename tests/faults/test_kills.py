@@ -1,0 +1,105 @@
+"""Killed and interrupted at any moment: what was done stays done, and the end is the same."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import RECIPE, assert_same, attempt, begin, log_of
+
+from workbench import Optimizer, Validation, replace
+from workbench.records import Run, dropped_path, read_lines
+from workbench.schema import Failure, File
+from workbench.training import checkpoint
+
+pytestmark = pytest.mark.faults
+
+LONG = replace(
+    RECIPE,
+    steps=12,
+    updates_per_batch=2,
+    validation=Validation(every=4, samples=1, problems=1),
+    optimizer=Optimizer(nonfinite="rollback"),
+)
+SPARSE = {"recipe": LONG, "checkpoint_every": 3, "keep_last": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("whole") / "seed-0")
+    assert attempt(run, **SPARSE) == 0
+    return run
+
+
+def lines(run: Run) -> int:
+    """Whole lines of the record, without judging a last one that is being written."""
+    path = run.path / File.METRICS
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for(process: Any, run: Run, more: int) -> None:
+    wanted = lines(run) + more
+    while process.is_alive() and lines(run) < wanted:
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random_again_and_again(seed: int, tmp_path: Path, whole: Run) -> None:
+    chance, run, saved = random.Random(seed), Run(tmp_path / "seed-0"), []
+    for _ in range(20):
+        process = begin(run, **SPARSE)
+        wait_for(process, run, chance.randint(4, 6))
+        time.sleep(chance.random() * 0.2)
+        process.kill()
+        process.join()
+        saved.append(checkpoint.latest(run) or 0)
+        if run.finished:
+            break
+    assert attempt(run, **SPARSE) == 0
+    assert saved == sorted(saved)  # steps never go backward
+    again = len(read_lines(dropped_path(run.path / File.METRICS)))
+    assert again <= LONG.steps  # at most twice the work of the undisturbed run
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_asked_to_stop_it_saves_and_goes_on_from_there(
+    number: signal.Signals, tmp_path: Path, whole: Run
+) -> None:
+    run = Run(tmp_path / "seed-0")
+    process = begin(run, **SPARSE)
+    wait_for(process, run, 3)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 130
+    assert run.failure is not None
+    assert run.failure["kind"] == Failure.INTERRUPTED
+    assert checkpoint.latest(run) == run.rows()[-1]["step"]
+    assert attempt(run, **SPARSE) == 0
+    assert not dropped_path(run.path / File.METRICS).exists()  # no step was lost
+    assert_same_end(run, whole)
+
+
+def test_asked_twice_it_ends_at_once(tmp_path: Path, whole: Run) -> None:
+    run = Run(tmp_path / "seed-0")
+    process = begin(run, **SPARSE)
+    wait_for(process, run, 2)
+    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 130
+    assert run.failure is None  # it took no time for that
+    assert attempt(run, **SPARSE) == 0
+    assert_same(run, whole)
+    assert "Traceback" not in log_of(run)
+
+
+def assert_same_end(run: Run, whole: Run) -> None:
+    """As `assert_same`, but for the checkpoint of the step at which it was asked to stop."""
+    extra = set(checkpoint.steps(run)) - set(checkpoint.steps(whole))
+    assert len(extra) <= 1
+    checkpoint.prune(run, 1, checkpoint.steps(whole))
+    assert_same(run, whole)

@@ -1,0 +1,159 @@
+"""A verifier that hangs, crashes or prints a gigabyte costs its own time and one verdict."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from workbench.identity import load_module
+from workbench.problems import ExactMatch, MathMatch, Verdict, Verifier, verify
+from workbench.problems.isolation import Isolated, grader
+
+GIGABYTE = 2**30
+
+
+def hang() -> None:
+    while True:
+        pass
+
+
+def shout() -> None:
+    for _ in range(1024):
+        sys.stdout.write("x" * 2**20)
+        sys.stderr.write("x" * 2**20)
+
+
+def descend() -> None:
+    descend()
+
+
+DEEDS: dict[str, Callable[[], object]] = {
+    "hang": hang,
+    "sleep": lambda: time.sleep(600),
+    "raise": lambda: 1 / 0,
+    "recurse": descend,
+    "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "exit": lambda: os._exit(0),
+    "allocate": lambda: bytearray(64 * GIGABYTE),
+    "print": shout,
+}
+
+
+class Fragile(Verifier):
+    """Does what the response says."""
+
+    def __call__(self, response: str, gold: str) -> Verdict:
+        if response in DEEDS:
+            DEEDS[response]()
+        return verify(response, gold) if response != "a value" else "correct"  # type: ignore
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process imports the verifier by the module that defines it: this one."""
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.fixture
+def isolated() -> Iterator[Isolated]:
+    found = Isolated(Fragile(), seconds=300)  # of a busy machine
+    yield found
+    found.close()
+
+
+VERDICTS = {
+    r"\boxed{7}": Verdict.CORRECT,
+    r"\boxed{8}": Verdict.WRONG,
+    "nothing": Verdict.UNPARSABLE_ANSWER,
+    "raise": Verdict.ERROR,
+    "recurse": Verdict.ERROR,
+    "allocate": Verdict.ERROR,
+    "die": Verdict.ERROR,
+    "exit": Verdict.ERROR,
+    "a value": Verdict.ERROR,
+    "x" * 10**7 + r"\boxed{7}": Verdict.CORRECT,  # more than any pipe holds
+}
+
+
+def test_every_response_has_a_verdict_and_spoils_no_other(isolated: Isolated) -> None:
+    given = [*VERDICTS, next(iter(VERDICTS))]
+    assert [isolated(each, "7") for each in given] == [VERDICTS[each] for each in given]
+
+
+@pytest.mark.parametrize("response", ["hang", "sleep"])
+def test_one_that_hangs_is_a_timeout_at_its_own_limit(response: str) -> None:
+    isolated = Isolated(Fragile(), seconds=1)
+    assert isolated(response, "7") is Verdict.TIMEOUT
+    isolated.seconds = 300
+    assert isolated(r"\boxed{7}", "7") is Verdict.CORRECT
+    isolated.close()
+
+
+def test_a_gigabyte_of_output_goes_nowhere(isolated: Isolated) -> None:
+    assert isolated("print", "7") in (Verdict.UNPARSABLE_ANSWER, Verdict.TIMEOUT)
+    assert isolated(r"\boxed{7}", "7") is Verdict.CORRECT
+
+
+def test_only_what_interprets_answers_has_a_process_of_its_own() -> None:
+    assert grader(ExactMatch()) == ExactMatch()
+    mathematics = grader(MathMatch())
+    assert isinstance(mathematics, Isolated)
+    assert mathematics is grader(MathMatch())
+    assert mathematics(r"so \boxed{\frac{1}{2}}", "0.5") is Verdict.CORRECT
+    mathematics.close()
+
+
+THEIRS = """
+import os
+from workbench.problems.verifier import Verifier
+if "BROKEN" in os.environ:
+    raise ImportError("no such parser")
+class Theirs(Verifier):
+    pass
+"""
+
+
+def test_a_verifier_that_cannot_be_started_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "theirs.py"
+    source.write_text(THEIRS)
+    theirs = load_module(str(source)).Theirs()
+    monkeypatch.setenv("BROKEN", "yes")
+    with pytest.raises(RuntimeError, match=r"Theirs\(\) cannot be started .* no such parser"):
+        Isolated(theirs)("x", "7")
+
+
+TRAINER = """
+from test_isolation import Fragile
+from workbench.problems.isolation import Isolated
+isolated = Isolated(Fragile(), seconds=600)
+isolated("x", "7")
+print(isolated._process.pid, flush=True)
+isolated("hang", "7")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+def test_it_does_not_outlive_a_trainer_that_is_killed() -> None:
+    trainer = subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout is not None
+    child = int(trainer.stdout.readline())
+    trainer.kill()
+    trainer.communicate()
+    while _runs(child):
+        time.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # one that ended and that nobody asked about yet
