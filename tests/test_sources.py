@@ -26,6 +26,7 @@ ALLOWED = {
     ("training/checkpoint.py", "save_file"): "into the folder that durable.new_folder gives",
     ("training/evaluation.py", "write_table"): "into the file that durable.new_file gives",
     ("training/record.py", "write_table"): "into the file that durable.new_file gives",
+    ("training/probe.py", "write_table"): "into the file that durable.new_file gives",
     ("training/pretrain.py", "mkdir"): "a model that one command makes from nothing",
     ("training/pretrain.py", "save_pretrained"): "a model that one command makes from nothing",
     ("training/pretrain.py", "write_text"): "a model that one command makes from nothing",
@@ -43,6 +44,7 @@ ALLOWED = {
     ("tracking/points.py", "to_parquet"): "a temporary folder, to be sent to MLflow",
     ("problems/isolation.py", "open"): "a pipe",
     ("cli.py", "os.open"): "the null device",
+    ("cli.py", "mkdir"): "the folder that an export is written into, whole copies of records",
 }
 
 
