@@ -394,7 +394,8 @@ def test_a_report_writes_the_same_bytes_again(root: Path) -> None:
     first = report(study, outputs, root)
     names = [path.name for path in first.paths]
     assert names[:3] == ["results.md", "results.tex", "results.csv"]
-    assert names[3:] == [f"{n}.{kind}" for n in ("reward", "pass-at-k") for kind in FORMATS]
+    figures = [f"{n}.{kind}" for n in ("reward", "pass-at-k") for kind in FORMATS]
+    assert names[3:] == [*figures, "report.html"]
     written = {path: path.read_bytes() for path in first.paths}
     second = report(study, outputs, root)
     assert {path: path.read_bytes() for path in second.paths} == written
@@ -415,7 +416,7 @@ def test_a_report_gives_the_main_table_and_its_notes(root: Path) -> None:
 def test_a_figure_with_nothing_to_show_is_noted_and_not_drawn(root: Path) -> None:
     study = make_study()
     found = report(study, (Figure("empty", study, y="loss/auxiliary"),), root)
-    assert found.paths == ()
+    assert [path.name for path in found.paths] == ["report.html"]
     assert "empty is not drawn: no run has the metric loss/auxiliary." in found.notes
 
 
