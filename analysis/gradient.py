@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pyarrow.parquet import read_schema
 
 from analysis.figure import Drawing, Panels
 from analysis.intervals import Interval
@@ -44,16 +45,18 @@ def probed(runs: Runs) -> pd.DataFrame:
     """Every recorded moment of the study's probes, as it was measured.
 
     One row for each cell, probe, method, truth (`mu`), band of solve rates and left-out replicate
-    (-1: none), with `inner`, `square`, `truth_square`, `variance` and `within`.
+    (-1: none), with `inner`, `square`, `truth_square`, `variance` and `within`; `sketch_error` is
+    the relative error of a squared length in the probe's sketch, as it was measured.
     """
     found = []
     for each in runs.kept:
         for probe in runs.study.probes:
             path = each.run.probe_path(probe)
             if path.exists():
+                error = float(read_schema(path).metadata[b"sketch_error"])
                 key = {"label": each.cell.label, "seed": each.cell.seed, "probe_seed": probe.seed}
-                found.append(pd.read_parquet(path).assign(**key))
-    columns = [*KEYS, *ABOUT, "method", "left_out", *_PARTS]
+                found.append(pd.read_parquet(path).assign(**key, sketch_error=error))
+    columns = [*KEYS, *ABOUT, "method", "left_out", *_PARTS, "sketch_error"]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
 
 
@@ -203,7 +206,8 @@ class Estimators(Tabular):
         off = f"{self.distance} optimizer steps off policy" if self.distance else "on policy"
         return (
             f"Step {self.step}, {off}, {questions} questions, {replicates} replicates on common "
-            f"rollouts, truth: gradient of J with mu = {self.mu:g}.",
+            f"rollouts, truth: gradient of J with mu = {self.mu:g}; gradients in a sketch whose "
+            f"squared lengths are off by {max(moments['sketch_error']):.1%}.",
             "\N{PLUS-MINUS SIGN}: half the 95% jackknife interval over replicates, for these "
             "questions; <: an interval that reaches 0, by its upper end; a dash: not determined.",
             "Scale-free error: of one training step after the best rescaling; 0 is the true "

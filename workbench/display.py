@@ -105,6 +105,8 @@ class Display:
         """Shows an event."""
         if event.row is not None:
             self._trained(event.job, event.row)
+        elif event.doing:
+            self._says(event.job, event.doing)
         else:
             self._entered(event)
 
@@ -117,6 +119,12 @@ class Display:
         elif time.monotonic() - latest.said > QUIET:
             latest.said = time.monotonic()
             self._say(job, f"step {latest.step}/{steps_of(job.recipe)}  {latest.text}")
+
+    def _says(self, job: Job, doing: str) -> None:
+        if self._progress is not None:
+            self._progress.update(self._bars[job.name], note=doing)
+        else:
+            self._say(job, doing)
 
     def _entered(self, event: Event) -> None:
         job = event.job

@@ -149,6 +149,20 @@ class Run:
         with suppress(OSError):  # no sign of progress is no reason to make less of it
             os.utime(self.path / File.LOCK)
 
+    def tell(self, doing: str) -> None:
+        """Says what the process that holds the run is at: for people, and no record."""
+        self.beat()
+        with suppress(OSError):
+            (self.path / File.DOING).write_text(doing)
+
+    @property
+    def doing(self) -> str:
+        """What it was last said to be at; empty if nothing was."""
+        try:
+            return (self.path / File.DOING).read_text()
+        except OSError:
+            return ""
+
     @property
     def pulse(self) -> tuple[int, ...]:
         """Something that changes as long as the run gets on."""

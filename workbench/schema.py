@@ -112,6 +112,7 @@ class File:
     LOG = "worker.log"
     FAILURE = "failure.json"
     RESULT = "result.json"
+    DOING = "doing.txt"
     # The same records in a compact copy, such as MLflow's artifacts of a run.
     HISTORY_TABLE = "history.parquet"
     QUESTIONS_TABLE = "questions.parquet"

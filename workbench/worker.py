@@ -198,7 +198,8 @@ def _measure(
             raise Interrupted("stopped while measuring")
 
     engine = open_engine(policy, resources, get_on)
-    for measurement in measurements:
+    for number, measurement in enumerate(measurements):
+        run.tell(f"measuring {measurement.suite} ({number + 1} of {len(measurements)})")
         measure(run, policy, engine, data, measurement)
 
 
@@ -210,6 +211,7 @@ def _probe(run: Run, resources: Resources, plan: Probe, stopping: _Stopping) -> 
         run.beat()
         return stopping()
 
+    run.tell(f"probe of step {plan.step}, distance {plan.distance}")
     if not run.probe_path(plan).exists():
         probe(run, open_checkpoint(run, plan.step, resources), plan, asked)
 

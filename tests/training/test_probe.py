@@ -25,7 +25,7 @@ def test_gradients_of_sequences_are_the_policys(size, small, trainer_of):
     trainer = trainer_of(small)
     problems = list(trainer.data.train[:1])
     sequences = grade(trainer, problems, sample(trainer, problems, 1), demonstrations=True)
-    gradients = PolicyGradients(trainer.policy, sequences, size, lambda: False)
+    gradients = PolicyGradients(trainer.policy, sequences, size, lambda done, of: None)
     row = max(range(len(sequences)), key=lambda r: sequences[r].demonstration)
     length = len(sequences[row].response)
     weights = torch.stack([torch.ones(length + 3), torch.linspace(0, 1, length + 3)])
@@ -67,6 +67,14 @@ def test_a_probe_that_is_stopped_leaves_nothing(small, open_run):
     with pytest.raises(Interrupted):
         probe(run, open_checkpoint(run, 0, Resources()), TINY, lambda: True)
     assert not run.probe_path(TINY).exists()
+
+
+def test_a_probe_says_how_far_it_is(small, open_run):
+    from workbench.resources import Resources
+
+    run = open_run(small)
+    probe(run, open_checkpoint(run, 0, Resources()), TINY)
+    assert run.doing == "probe of step 0, distance 0: 0 of 40 sequences"
 
 
 def test_what_was_asked_is_read_back_by_the_worker(small, open_run):

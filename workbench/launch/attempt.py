@@ -37,6 +37,7 @@ class Attempt:
         ended: becomes readable when the process ends; None where the system has no such thing.
         kills: how many processes the kernel had ended for want of memory before.
         stalled: whether it was ended because it made no progress.
+        said: what it was last said to be at.
     """
 
     job: Job
@@ -46,18 +47,26 @@ class Attempt:
     earlier: int
     ended: int | None
     progress: Follow = field(init=False)
+    said: str = field(default="", init=False)
     watchdog: Watchdog = field(init=False)
     kills: int = field(default_factory=memory_kills)
     stalled: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.progress = Follow(self.job.run.path / File.METRICS)
+        self.said = self.job.run.doing  # of an earlier attempt: no news
         self.watchdog = Watchdog(self.job.run, self.resources.patience)
 
     @property
     def over(self) -> bool:
         """Whether the process has ended."""
         return self.process.poll() is not None
+
+    @property
+    def news(self) -> str:
+        """What the process is at, if that is not what it was; empty otherwise."""
+        before, self.said = self.said, self.job.run.doing
+        return self.said if self.said != before else ""
 
     def send(self, number: int) -> None:
         """Signals the process; a kill reaches all that it started."""

@@ -45,12 +45,13 @@ ENDED = {State.DONE, State.FAILED, State.BLOCKED, State.STOPPED}
 
 @dataclass(frozen=True)
 class Event:
-    """Something to show: a job entered a state, or, with a row, trained a step."""
+    """Something to show: a job entered a state, trained a step (`row`), or is at another part."""
 
     job: Job
     state: State
     reason: str = ""
     row: Row | None = None
+    doing: str = ""
 
 
 def ready(
@@ -185,6 +186,8 @@ class Launcher:
         with suppress(ValueError):  # a broken record: the worker will refuse it, with the line
             for row in attempt.progress.rows():
                 yield Event(attempt.job, State.RUNNING, row=row)
+        if news := attempt.news:
+            yield Event(attempt.job, State.RUNNING, doing=news)
 
     def _end_the_stalled(self) -> None:
         for attempt in self._attempts:

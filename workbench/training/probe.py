@@ -45,6 +45,9 @@ from workbench.upge.replicates import Found, Sample
 log = logging.getLogger(__name__)
 
 EVERY = 16  # gradients of which one is compared with its sketch
+TOLD = 64  # sequences after which people are told how far it is
+
+Watch = Callable[[int, int], object]
 
 
 def probe(run: Run, trainer: Trainer, plan: Probe, stopping: Callable[[], bool] = bool) -> None:
@@ -56,18 +59,26 @@ def probe(run: Run, trainer: Trainer, plan: Probe, stopping: Callable[[], bool] 
         Interrupted: `stopping` became true; a probe that is not whole leaves nothing.
     """
     began = time.perf_counter()
+
+    def watch(done: int, of: int) -> None:
+        if stopping():
+            raise Interrupted("stopped in a probe, which begins again")
+        if done % TOLD == 0:
+            where = f"probe of step {plan.step}, distance {plan.distance}"
+            run.tell(f"{where}: {done:,} of {of:,} sequences")
+
     problems = list(trainer.data.train[: plan.questions])
     log.info("probe at step %d, distance %d: %s", plan.step, plan.distance, plan.cost)
     old = _answers(trainer, problems, plan, "rollouts", plan.replicates * plan.rollouts)
     old_batch = _score(trainer, old)
     if plan.distance:
         _move(trainer, plan)
-    gradients = PolicyGradients(trainer.policy, old, plan.sketch, stopping)
+    gradients = PolicyGradients(trainer.policy, old, plan.sketch, watch)
     batch = _score(trainer, old) if plan.distance else old_batch
     before = {"old_logprobs": old_batch.logprobs, "old_entropy": old_batch.old_entropy}
     batch = dataclasses.replace(batch, **before)
     here = Sample(batch, _steps(old, plan), gradients)
-    reference = _reference(trainer, problems, plan, stopping) if plan.distance else None
+    reference = _reference(trainer, problems, plan, watch) if plan.distance else None
     rates = _solve_rates(trainer, problems, plan)
     found = list(_measure(trainer, plan, here, reference, rates))
     note = {
@@ -92,17 +103,18 @@ class PolicyGradients:
         policy: the current one; its parameters must not change while this is used.
         sequences: by row.
         size: of the sketch; None keeps gradients whole.
-        stopping: asked before every sequence.
+        watch: told before every sequence how many are done, and of how many.
         errors: of squared lengths in the sketch against the whole gradient, relative, of some.
-        gradients: how many were taken.
+        gradients: how many were taken, of how many rows.
     """
 
     policy: Policy
     sequences: list[Sequence]
     size: int | None
-    stopping: Callable[[], bool]
+    watch: Watch
     errors: list[float] = field(default_factory=list)
     gradients: int = 0
+    rows: int = 0
 
     def __post_init__(self) -> None:
         self._parameters = list(self.policy.model.parameters())
@@ -110,10 +122,10 @@ class PolicyGradients:
 
     def __call__(self, row: int, weights: Tensor) -> Tensor:
         """See `replicates.Gradients`."""
+        self.watch(self.rows, len(self.sequences))
+        self.rows += 1
         if not len(weights):
             return torch.zeros(0, self._sketch.size, device=self.policy.device)
-        if self.stopping():
-            raise Interrupted("stopped in a probe, which begins again")
         padded = pad([self.sequences[row]], self.policy.pad, self.policy.device)
         logprobs = self.policy.score(padded).logprobs[0]
         return torch.stack([self._one(logprobs, each[: len(logprobs)]) for each in weights])
@@ -172,12 +184,10 @@ def _steps(sequences: list[Sequence], plan: Probe) -> list[Tensor]:
     return [torch.tensor(each) for each in rows]
 
 
-def _reference(
-    trainer: Trainer, problems: list[Problem], plan: Probe, stopping: Callable[[], bool]
-) -> Sample:
+def _reference(trainer: Trainer, problems: list[Problem], plan: Probe, watch: Watch) -> Sample:
     """Replicates of the current policy's own rollouts, which the truth is taken from."""
     answers = _answers(trainer, problems, plan, "reference", plan.replicates * plan.rollouts)
-    gradients = PolicyGradients(trainer.policy, answers, plan.sketch, stopping)
+    gradients = PolicyGradients(trainer.policy, answers, plan.sketch, watch)
     return Sample(_score(trainer, answers), _steps(answers, plan), gradients)
 
 
