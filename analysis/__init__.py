@@ -1,5 +1,7 @@
 """Tracked runs in, tables, figures and one page out. No GPU, and no torch of its own."""
 
+from analysis.across import AcrossSuites
+from analysis.comparison import Comparison
 from analysis.exclusive import Exclusive
 from analysis.figure import Dynamics, Figure, GateDecisions, LearningCurves, PassAtK
 from analysis.gradient import BiasVariance, ErrorBySolveRate, Estimators, estimates, probed
@@ -21,7 +23,9 @@ from analysis.report import Report, report
 from analysis.table import Table
 
 __all__ = [
+    "AcrossSuites",
     "BiasVariance",
+    "Comparison",
     "Components",
     "Dynamics",
     "ErrorBySolveRate",

@@ -6,13 +6,14 @@ from math import isnan
 
 import pandas as pd
 
-from analysis.intervals import Interval, explain, over_seeds
+from analysis.intervals import SEEDS, Interval, explain, of_share, over_seeds
 from analysis.load import Runs, pick, suites_of
 from analysis.output import Tabular
 from analysis.published import PAPER, TABLES, reported
 from analysis.quantities import exclusive_solves
 from analysis.sheet import Entry, Head, Sheet
 from analysis.style import plain
+from workbench.passk import LEVEL
 
 NOTHING = "–"
 REPORTED = "table4_exclusive_solves"
@@ -76,12 +77,15 @@ class Exclusive(Tabular):
                 (each.over, each.units)
                 for row in counted
                 for entry in row
-                if isinstance(each := entry.value, Interval) and not isnan(each.half)
+                if isinstance(each := entry.value, Interval)
+                and each.over == SEEDS
+                and not isnan(each.half)
             }
         notes = (
             f"Solved: at least {self.at_least:.0%} of a problem's samples correct; problems of "
             f"{', '.join(suites)}. Percent of the level's problems.",
             *explain(units, "±"),
+            f"[ ]: Wilson's {LEVEL:.0%} interval of the percent, over problems, for these runs.",
             *([_reported_note()] if self.reported else []),
             *runs.notes,
         )
@@ -117,12 +121,15 @@ class Exclusive(Tabular):
             found = over_seeds([float(count) for count in counts[key]])
             digits = 0 if len(counts) == 1 else 1
             spread = "" if isnan(found.half) else f"{found.half:.1f}"
-            percent = 100 * found.mean / problems
-            entries += [
-                Entry(f"{found.mean:.{digits}f}", found, spread),
-                Entry(f"{percent:.1f}", percent),
-            ]
+            entries += [Entry(f"{found.mean:.{digits}f}", found, spread), _percent(found, problems)]
         return (*entries, *(_reported(baseline, level) if self.reported else ()))
+
+
+def _percent(count: Interval, problems: int) -> Entry:
+    """The percent of the problems, with an interval that has a width at a count of 0 too."""
+    share = of_share(count.mean / problems, problems)
+    percent = Interval(100 * share.mean, 100 * share.low, 100 * share.high, problems, share.over)
+    return Entry(f"{percent.mean:.1f} [{percent.low:.1f}, {percent.high:.1f}]", percent)
 
 
 def _reported(baseline: str, level: str) -> list[Entry]:

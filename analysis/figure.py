@@ -12,11 +12,19 @@ import numpy as np
 import pandas as pd
 
 from analysis.intervals import FEW, SEEDS, explain
-from analysis.load import Runs, pick, share_of, suites_of
+from analysis.load import Runs, pick, share_of
 from analysis.metrics import STEP, axis_label, level_of, metric
 from analysis.output import Output
 from analysis.panel import Drawn, Line, Panel
-from analysis.quantities import UNITS, curves, gate_decisions, pass_at_k, smoothed
+from analysis.quantities import (
+    UNBIASED,
+    check_pass_at_k,
+    curves,
+    gate_decisions,
+    pass_at_k,
+    smoothed,
+)
+from analysis.scores import check_samples
 from workbench.identity import nearest
 from workbench.passk import FloatArray
 from workbench.schema import METRICS, VALIDATION_LEVEL, Metric
@@ -173,23 +181,26 @@ class Dynamics(Drawing):
 
 @dataclass(frozen=True)
 class PassAtK(Drawing):
-    """Unbiased Pass@k against k, one panel a suite, one line an arm, with t intervals.
+    """Pass@k against k, one panel a suite, one line an arm, with intervals and each seed.
 
     Attributes:
         suites: to show; empty takes all that the study is evaluated on.
         k: empty takes powers of two up to half the samples, as the paper's 1024 of 2048: at k = n
             a problem counts as 0 or 1 by a single draw of samples.
         over: what the band is over where an arm has several runs, `seeds` or `problems` (each
-            run's Pass@k averaged first); an arm of one run always has it over problems.
+            run's Pass@k averaged first); an arm of one run has it over problems instead of seeds.
+            Or `samples`: the same runs answering the same problems again.
+        estimator: `unbiased`, or `with_replacement` for the paper's, which is biased low.
 
     Raises:
-        ValueError: k below 1, or an unknown `over`; on `check`, an unknown suite, or k above its
-            samples.
+        ValueError: k below 1, an unknown `over` or `estimator`, or a band over samples of the
+            paper's; on `check`, an unknown suite, or k above its samples.
     """
 
     suites: tuple[str, ...] = ()
     k: tuple[int, ...] = ()
     over: str = SEEDS
+    estimator: str = UNBIASED
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -197,19 +208,10 @@ class PassAtK(Drawing):
         object.__setattr__(self, "k", tuple(sorted(set(self.k))))
         if self.k and self.k[0] < 1:
             raise ValueError(f"PassAtK.k is at least 1, got {self.k[0]}")
-        if self.over not in UNITS:
-            raise ValueError(f"PassAtK.over is {self.over!r}; {nearest(self.over, UNITS)}")
+        check_pass_at_k(self.over, self.estimator, "PassAtK")
 
     def check(self) -> None:
-        suites = suites_of(self.study)
-        suites.check(self.suites, f"PassAtK {self.name!r}")
-        for suite in self.suites or suites.names:
-            n = self.study.evaluation.samples_for(suite)
-            if self.k and self.k[-1] > n:
-                raise ValueError(
-                    f"PassAtK {self.name!r} asks for k = {self.k[-1]} on {suite}, which has "
-                    f"n = {n} samples a problem; use k of at most {n}, or evaluate more samples"
-                )
+        check_samples(self.study, self.suites, max(self.k, default=1), f"PassAtK {self.name!r}")
 
     def panels(self, runs: Runs) -> Panels:
         panels, counts, left_out = [], set(), []
@@ -224,6 +226,10 @@ class PassAtK(Drawing):
             else:
                 left_out.append(f"no run is evaluated on {suite}")
         notes = [*explain(counts, "Band"), *_missing(runs)]
+        if any(line.runs for panel in panels for line in panel.lines):
+            notes.insert(0, "Line: mean over seeds. Faint: each seed.")
+        if self.estimator != UNBIASED:
+            notes.append("Drawn with replacement, as in the paper: biased low where k is near n.")
         return Panels(tuple(panels), "\n".join(notes), tuple(left_out))
 
     def ks(self, suite: str) -> tuple[int, ...]:
@@ -233,7 +239,8 @@ class PassAtK(Drawing):
 
     def _lines(self, runs: Runs, suite: str) -> tuple[tuple[Line, ...], set[tuple[str, int]]]:
         """A line for each arm, and what each band is over: the unit and how many."""
-        frame = pass_at_k(pick(runs.evaluations, suite=suite), self.ks(suite), self.over)
+        counts, ks = pick(runs.evaluations, suite=suite), self.ks(suite)
+        frame = pass_at_k(counts, ks, self.over, self.estimator)
         lines, units = [], set()
         for label in runs.labels:
             mine = pick(frame, label=label)
@@ -244,7 +251,12 @@ class PassAtK(Drawing):
             if n > 1:
                 units.add((over, n))
             band = (100 * low, 100 * high) if n > 1 else None
-            lines.append(Line(label, label, x, 100 * mean, band))
+            # The same of each run, as though its seed were its arm.
+            runs_of = pick(counts, label=label)
+            each = pass_at_k(runs_of.assign(label=runs_of["seed"]), ks, estimator=self.estimator)
+            seeds = [run["mean"].to_numpy("float64") for _, run in each.groupby("label")]
+            faint = tuple((x, 100 * y) for y in seeds) if len(seeds) > 1 else ()
+            lines.append(Line(label, label, x, 100 * mean, band, faint))
         return tuple(lines), units
 
 

@@ -1,24 +1,26 @@
-"""Intervals of a mean over training runs, or over test problems where there is one run."""
+"""Intervals: what they are over is part of them, and a reader is told in a sentence."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import floor, nan, sqrt
+from statistics import NormalDist
 
 import numpy as np
 
 from workbench.passk import LEVEL, FloatArray, mean_interval, t_quantile
 
-SEEDS, PROBLEMS = "seeds", "problems"
+SEEDS, PROBLEMS, SAMPLES = "seeds", "problems", "samples"
 
 FEW = 5  # with fewer seeds an interval describes these runs and supports no claim
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its t interval: over `seeds`, or over `problems` of a single run.
+    """A number and its interval, over `seeds` or over `problems` (`samples` in figures alone).
 
     Over seeds it speaks of other training runs on these problems, over problems of other problems
-    of the same kind for this one run.
+    of the same kind for these very runs, over samples of the same runs answering the same problems
+    again. The ends are NaN where there are too few units for an interval.
     """
 
     mean: float
@@ -33,7 +35,7 @@ class Interval:
         return (self.high - self.low) / 2
 
 
-def over_seeds(values: Sequence[float]) -> Interval:
+def over_seeds(values: Sequence[float] | FloatArray) -> Interval:
     """The mean of one number a run."""
     found = mean_interval(values)
     return Interval(float(found.mean), float(found.low), float(found.high), found.units, SEEDS)
@@ -60,16 +62,33 @@ def over_problems(strata: Sequence[FloatArray]) -> Interval:
     return Interval(mean, mean - half, mean + half, units, PROBLEMS)
 
 
+def of_share(share: float, problems: int) -> Interval:
+    """Wilson's interval of a share of problems, which has a width at 0 and at 1 too.
+
+    A problem may count in part, as the mean of several runs: that varies less than all or nothing
+    and the interval then covers more often than it says.
+    """
+    assert problems > 0 and 0 <= share <= 1
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    shrunk = 1 / (1 + z * z / problems)
+    middle = shrunk * (share + z * z / (2 * problems))
+    half = shrunk * z * sqrt(share * (1 - share) / problems + (z / (2 * problems)) ** 2)
+    # At 0 and 1 an end is the share itself, but for rounding errors.
+    low, high = min(share, middle - half), max(share, middle + half)
+    return Interval(share, low, high, problems, PROBLEMS)
+
+
 def explain(counts: Iterable[tuple[str, int]], mark: str) -> list[str]:
     """Says in sentences what an interval is over, given the unit and number of units of each.
 
     Args:
-        counts: `(over, units)` of every interval shown.
+        counts: `(over, units)` of every interval shown; over samples, the units of a problem.
         mark: how the intervals are shown, as in `Bands`.
     """
     found = sorted(set(counts))
     seeds = [n for over, n in found if over == SEEDS]
     problems = [n for over, n in found if over == PROBLEMS]
+    samples = [n for over, n in found if over == SAMPLES]
     level = f"{LEVEL:.0%} t interval"
     notes = []
     if seeds:
@@ -79,6 +98,11 @@ def explain(counts: Iterable[tuple[str, int]], mark: str) -> list[str]:
         one = "one run: " if seeds else ""
         what = f"{one}{level} over problems (n = {_numbers(problems)}), not over training runs."
         notes.append(f"{mark} of {what}" if seeds else f"{mark}: {what}")
+    if samples:
+        notes.append(
+            f"{mark}: {LEVEL:.0%} interval over samples (n = {_numbers(samples)} a problem), "
+            "not over training runs or problems."
+        )
     return notes
 
 

@@ -13,13 +13,22 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.intervals import FEW, PROBLEMS, SEEDS, Interval, over_problems, over_seeds
+from analysis.intervals import FEW, PROBLEMS, SAMPLES, SEEDS, Interval, over_problems, over_seeds
 from analysis.load import pick
 from workbench.identity import nearest
-from workbench.passk import Estimate, FloatArray, mean_interval, mean_pass_at_k, t_quantile
+from workbench.passk import (
+    Estimate,
+    FloatArray,
+    mean_interval,
+    mean_pass_at_k_over_samples,
+    pass_at_k_with_replacement,
+    t_quantile,
+)
 from workbench.passk import pass_at_k as unbiased_pass_at_k
 
-UNITS = (SEEDS, PROBLEMS)
+UNITS = (SEEDS, PROBLEMS, SAMPLES)
+UNBIASED = "unbiased"
+ESTIMATORS = {UNBIASED: unbiased_pass_at_k, "with_replacement": pass_at_k_with_replacement}
 
 
 # --- final evaluations ----------------------------------------------------------------------------
@@ -92,41 +101,60 @@ def accuracy(
     return pd.DataFrame(rows, columns=["label", by, "mean", "low", "high", "n", "over"])
 
 
-def pass_at_k(evaluations: pd.DataFrame, ks: Iterable[int], over: str = SEEDS) -> pd.DataFrame:
-    """Figure 2: unbiased Pass@k of each arm on each suite, as shares with t intervals.
+def pass_at_k(
+    evaluations: pd.DataFrame, ks: Iterable[int], over: str = SEEDS, estimator: str = UNBIASED
+) -> pd.DataFrame:
+    """Figure 2: Pass@k of each arm on each suite, as shares with intervals.
 
     Args:
         evaluations: one row for each label, seed, suite and problem, with counts.
         ks: at most the samples of a problem.
         over: what intervals are over where an arm has several runs, `seeds` or `problems` (each
-            problem's Pass@k averaged over runs first); for one run they are over problems.
+            problem's Pass@k averaged over runs first); one run has them over problems instead of
+            seeds. Or `samples`: the same runs answering the same problems again.
+        estimator: `unbiased`, or `with_replacement` for the paper's, which is biased low.
 
     Returns:
-        Columns label, suite, k, mean, low, high, n and over.
+        Columns label, suite, k, mean, low, high, n (over samples: those of a problem) and over.
 
     Raises:
-        ValueError: an unknown `over`, or k above a problem's samples.
+        ValueError: an unknown `over` or `estimator`, an interval over samples of the paper's, or k
+            above a problem's samples.
     """
-    if over not in UNITS:
-        raise ValueError(f"over is {over!r}; {nearest(over, UNITS)}")
+    check_pass_at_k(over, estimator, "pass_at_k")
     at = np.array(list(ks))
     frames = []
     for key, mine in evaluations.groupby(["label", "suite"], sort=False):
         label, suite = cast(tuple[str, str], key)
-        unit, found = _pass_at_k(mine, at, over)
+        unit, found = _pass_at_k(mine, at, over, estimator)
         ends = dict(mean=found.mean, low=found.low, high=found.high, n=found.units, over=unit)
         frames.append(pd.DataFrame({"label": label, "suite": suite, "k": at, **ends}))
     columns = ["label", "suite", "k", "mean", "low", "high", "n", "over"]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
-def _pass_at_k(frame: pd.DataFrame, ks: npt.NDArray[np.int64], over: str) -> tuple[str, Estimate]:
+def check_pass_at_k(over: str, estimator: str, owner: str) -> None:
+    """Raises ValueError for a choice that `pass_at_k` does not have."""
+    for name, given, known in (("over", over, UNITS), ("estimator", estimator, ESTIMATORS)):
+        if given not in known:
+            raise ValueError(f"{owner}.{name} is {given!r}; {nearest(given, known)}")
+    if over == SAMPLES and estimator != UNBIASED:
+        raise ValueError(f"{owner}.over is {over!r}, an interval of the unbiased estimator only")
+
+
+def _pass_at_k(
+    frame: pd.DataFrame, ks: npt.NDArray[np.int64], over: str, estimator: str
+) -> tuple[str, Estimate]:
     """The mean over problems at every k of one arm on one suite, and what its interval is over."""
     runs = [run.sort_values("problem") for _, run in frame.groupby("seed", sort=True)]
     counts = [(run["samples"].to_numpy(), run["correct"].to_numpy()) for run in runs]
+    if over == SAMPLES:
+        samples, correct = np.concatenate(counts, axis=1)
+        found = mean_pass_at_k_over_samples(samples, correct, ks)
+        return SAMPLES, Estimate(found.mean, found.low, found.high, int(samples.min()))
     if len(runs) == 1:
-        return PROBLEMS, mean_pass_at_k(*counts[0], ks)
-    each = [unbiased_pass_at_k(samples, correct, ks) for samples, correct in counts]
+        over = PROBLEMS
+    each = [ESTIMATORS[estimator](samples, correct, ks) for samples, correct in counts]
     found = mean_interval(
         [values.mean(axis=0) for values in each] if over == SEEDS else np.mean(each, axis=0)
     )

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.comparison import Comparison
 from analysis.figure import Drawing, Dynamics, LearningCurves, PassAtK
+from analysis.forest import forest
 from analysis.load import Runs, suites_of
 from analysis.load import runs as load_runs
 from analysis.output import Output, Tabular
@@ -89,6 +91,8 @@ def report(
     folder = root / "reports" / study.name
     folder.mkdir(parents=True, exist_ok=True)
     shown = [write(each, runs, folder) for each in wanted]
+    drawn = [each for each in wanted if isinstance(each, Comparison)]
+    shown += [write_forest(each, runs.of(each.needed), folder) for each in drawn]
     paths = [path for each in shown for path in each.paths]
     if only is None:
         paths.append(folder / PAGE)
@@ -113,6 +117,14 @@ def write_table(name: str, sheet: Sheet, folder: Path) -> list[Path]:
     for path, text in zip(paths, texts.values(), strict=True):
         _write_text(path, text)
     return paths
+
+
+def write_forest(comparison: Comparison, runs: Runs, folder: Path) -> Shown:
+    """Writes a comparison as a figure too; no file where no pair has common runs."""
+    with styled():
+        drawn = forest(comparison, runs)
+        paths = [] if drawn is None else save(drawn, folder, comparison.name)
+    return Shown(comparison, tuple(paths))
 
 
 def write_figure(figure: Drawing, runs: Runs, folder: Path) -> Shown:

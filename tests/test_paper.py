@@ -20,7 +20,7 @@ from analysis import (
     report,
 )
 from analysis import load as loading
-from analysis.intervals import FEW
+from analysis.intervals import FEW, of_share
 from analysis.panel import Heat
 from analysis.published import TABLES
 from analysis.style import looks
@@ -149,7 +149,11 @@ def test_table_4_has_levels_their_sum_and_the_papers_counts(runs: loading.Runs) 
     )
     assert values["ours_only_percent_reported"].text == "11.6"
     count, problems = values["ours_only"].value, values["problems"].value
-    assert values["ours_only_percent"].value == pytest.approx(100 * count.mean / problems)  # type: ignore
+    percent = values["ours_only_percent"].value
+    assert percent.mean == pytest.approx(100 * count.mean / problems)  # type: ignore
+    wilson = of_share(count.mean / problems, problems)  # type: ignore
+    assert (percent.low, percent.high) == pytest.approx((100 * wilson.low, 100 * wilson.high))  # type: ignore
+    assert any("Wilson's 95% interval" in note for note in sheet.notes)
     assert all("reported (paper)" in head.title for head in sheet.heads[7:])
 
 

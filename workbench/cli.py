@@ -163,13 +163,24 @@ def _outputs(file: StudyFile, study: "Study") -> "list[Output]":
 def _plan(options: argparse.Namespace) -> int:
     from workbench import plan
 
-    console = _console()
-    for study in _loaded(options).studies.values():
+    console, file = _console(), _loaded(options)
+    for study in file.studies.values():
         jobs = plan.jobs(study, _root(options))
         console.print(_plan_table(study, jobs))
-        for line in _plan_summary(study, jobs, plan.cost(jobs, _root(options))):
+        summary = _plan_summary(study, jobs, plan.cost(jobs, _root(options)))
+        for line in (*summary, *_declared(file, study)):
             console.print(line)
     return OK
+
+
+def _declared(file: StudyFile, study: "Study") -> list[str]:
+    """What the file's comparisons decide while there are no runs yet to decide it by."""
+    outputs = _outputs(file, study)
+    if not outputs:
+        return []
+    from analysis import Comparison
+
+    return [f"{each.name}: {each.declared}" for each in outputs if isinstance(each, Comparison)]
 
 
 def _plan_table(study: "Study", jobs: Sequence["Job"]) -> "RichTable":

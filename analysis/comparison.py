@@ -1,0 +1,325 @@
+"""Declared comparisons of arms: which, on what and at which level, decided before the runs."""
+
+from dataclasses import dataclass
+from math import isnan, nan
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.bootstrap import DRAWS, mean_over_problems
+from analysis.intervals import FEW, SEEDS, Interval, explain, over_seeds
+from analysis.load import Runs, suites_of, untrained
+from analysis.metrics import axis_label, metric
+from analysis.output import Tabular
+from analysis.paired import differences, holm, sign_flip, smallest_p
+from analysis.scores import at_every_seed, check_samples, metric_scores, pass_at_k_scores
+from analysis.sheet import Entry, Head, Sheet
+from analysis.table import NOTHING
+from workbench.identity import Component, fingerprint
+from workbench.passk import LEVEL
+from workbench.plan import simplified
+from workbench.recipe import Evaluation
+
+PASS_AT_K = "pass_at_k"
+
+
+class Family(Component):
+    """All that a comparison decides: two that agree in it make the same tests of the same runs."""
+
+    metric: str
+    suites: tuple[str, ...]
+    k: tuple[int, ...]
+    alpha: float
+    pairs: tuple[tuple[str, str], ...]
+    recipes: tuple[tuple[str, str], ...]
+    seeds: tuple[int, ...]
+    evaluation: Evaluation
+    draws: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Comparison(Tabular):
+    """A family of paired comparisons, each arm against each baseline, on common seeds and problems.
+
+    The difference of two arms is a mean over the seeds that both have, with a t interval and the p
+    of a sign-flip permutation test, adjusted by Holm over the whole family. A second interval is
+    over problems, for these very runs. What is declared is hashed, and the hash is in the table:
+    written into the study file before the runs, it shows that nothing was chosen after them.
+
+    Attributes:
+        baseline: label or labels that are compared with.
+        arms: labels that are compared with them; empty takes every trained arm that is no baseline.
+        metric: `pass_at_k`, or a metric of training, which is averaged over a run's steps.
+        suites: whose Pass@k is averaged; empty takes all in distribution.
+        k: of Pass@k, one or several; each is a comparison of its own.
+        alpha: the level at which Holm's p counts, for the family as a whole.
+        draws, seed: of the bootstrap over problems, and its generator.
+
+    Raises:
+        ValueError: an arm, metric or number that cannot be, with the nearest choice; on `check`,
+            an unknown suite, k above its samples, or two arms that share one run.
+    """
+
+    baseline: str | tuple[str, ...]
+    metric: str = PASS_AT_K
+    suites: tuple[str, ...] = ()
+    k: int | tuple[int, ...] = 1
+    alpha: float = 0.05
+    draws: int = DRAWS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("baseline", "suites", "k"):
+            given: Any = getattr(self, field)
+            many = (given,) if isinstance(given, str | int) else tuple(given)
+            object.__setattr__(self, field, many)
+        self._check_arms()
+        self._check_numbers()
+        if self.metric != PASS_AT_K:
+            metric(self.metric)
+            if self.suites or self.ks != (1,):
+                raise ValueError(
+                    f"Comparison.metric {self.metric!r} is of training: it has no suites and no k"
+                )
+
+    def _check_arms(self) -> None:
+        recipes = self.study.recipes
+        for label in self.baselines:
+            self.known_arm(label, "baseline")
+        for pair in self.pairs:
+            if self.pairs.count(pair) > 1:
+                raise ValueError(f"Comparison {self.name!r} names {pair} twice")
+        if not self.baselines:
+            raise ValueError(
+                f"Comparison {self.name!r} needs a baseline; choose of: {', '.join(recipes)}"
+            )
+        if not self.pairs:
+            raise ValueError(f"Comparison {self.name!r} has no arm beside its baseline")
+        for arm, baseline in self.pairs:
+            if arm == baseline:
+                raise ValueError(f"Comparison {self.name!r} compares {arm!r} with itself")
+            if untrained(recipes[arm]) and untrained(recipes[baseline]):
+                raise ValueError(
+                    f"Comparison {self.name!r} compares {arm!r} with {baseline!r}: neither is "
+                    "trained, so that no seed tells them apart"
+                )
+
+    def _check_numbers(self) -> None:
+        for k in self.ks:
+            if k < 1:
+                raise ValueError(f"Comparison.k is at least 1, got {k}")
+        if not self.ks or len(set(self.ks)) < len(self.ks):
+            raise ValueError(f"Comparison.k names one k or several, each once, got {self.ks}")
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"Comparison.alpha is a chance between 0 and 1, got {self.alpha}")
+        if self.draws < 1000:
+            raise ValueError(f"Comparison.draws is at least 1000, got {self.draws}")
+
+    def check(self) -> None:
+        recipes = self.study.recipes
+        for arm, baseline in self.pairs:
+            if simplified(recipes[arm]) == simplified(recipes[baseline]):
+                raise ValueError(
+                    f"Comparison {self.name!r} compares {arm!r} with {baseline!r}, which is the "
+                    "same estimator and shares its run"
+                )
+        if self.metric == PASS_AT_K:
+            check_samples(self.study, self.suites, max(self.ks), f"Comparison {self.name!r}")
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(label for pair in self.pairs for label in pair))
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The labels that are compared with."""
+        assert isinstance(self.baseline, tuple)
+        return self.baseline
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The k of Pass@k."""
+        assert isinstance(self.k, tuple)
+        return self.k
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Each arm with each baseline."""
+        recipes = self.study.recipes
+        others = [
+            label
+            for label, recipe in recipes.items()
+            if label not in self.baselines and not untrained(recipe)
+        ]
+        return tuple((arm, base) for base in self.baselines for arm in self.arms or others)
+
+    @property
+    def size(self) -> int:
+        """How many comparisons Holm's adjustment counts, whether or not all of them have runs."""
+        return len(self.pairs) * len(self.ks)
+
+    @property
+    def family(self) -> Family:
+        """What is declared, as the value that is hashed."""
+        return Family(
+            metric=self.metric,
+            suites=self.suites,
+            k=self.ks,
+            alpha=self.alpha,
+            pairs=self.pairs,
+            recipes=tuple((label, fingerprint(self.study.recipes[label])) for label in self.needed),
+            seeds=tuple(self.study.seeds),
+            evaluation=self.study.evaluation,
+            draws=self.draws,
+            seed=self.seed,
+        )
+
+    @property
+    def declared(self) -> str:
+        """The family in a sentence, with its hash and what its seeds can show at best."""
+        seeds = len(tuple(self.study.seeds))
+        least = min(1.0, self.size * smallest_p(seeds))
+        reach = f"the smallest Holm p that {seeds} seeds can attain is {least:.3g}"
+        if least > self.alpha:
+            reach += ", so that none can reach alpha: descriptive"
+        many = f"{self.size} comparisons" if self.size > 1 else "1 comparison"
+        return (
+            f"Declared: {many} of {self.what}, alpha = {self.alpha:g} for the family; "
+            f"{reach}. Hash {fingerprint(self.family)[:16]}."
+        )
+
+    @property
+    def what(self) -> str:
+        """What is compared, with its unit."""
+        if self.metric != PASS_AT_K:
+            return f"{axis_label(metric(self.metric))}, mean over steps"
+        suites = self.suites or suites_of(self.study).inside
+        over = f"{'mean over ' if len(suites) > 1 else ''}{', '.join(suites)}"
+        return f"{' and '.join(f'Pass@{k}' for k in self.ks)} (percent), {over}"
+
+    def frame(self, runs: Runs) -> pd.DataFrame:
+        """One row for each comparison.
+
+        Returns:
+            Columns `arm`, `baseline` and `k`; `n` common seeds; `difference`, an Interval over
+            them; `each`, the difference of each seed; `p`, `smallest_p` and `holm_p`; `problems`,
+            an Interval over problems. NaN and None where there are no common runs.
+        """
+        suites = self.suites or runs.suites.inside
+        rows = []
+        for k in self.ks:
+            if self.metric == PASS_AT_K:
+                scores = pass_at_k_scores(runs, suites, k)
+            else:
+                scores, suites = metric_scores(runs, self.metric), (self.metric,)
+            scores = at_every_seed(scores, runs)
+            for arm, baseline in self.pairs:
+                found = differences(scores, arm, baseline, suites)
+                rows.append({"arm": arm, "baseline": baseline, "k": k, **self._tested(found)})
+        frame = pd.DataFrame(rows)
+        return frame.assign(holm_p=holm(frame["p"].to_numpy("float64")))
+
+    def _tested(self, found: pd.DataFrame) -> dict[str, Any]:
+        """What the differences of one pair say, problems in rows and seeds in columns."""
+        if found.empty:
+            return _NOT_TESTED
+        suites = [part.to_numpy("float64") for _, part in found.groupby(level="suite")]
+        each = np.mean([suite.mean(axis=0) for suite in suites], axis=0)
+        strata = [suite.mean(axis=1) for suite in suites]
+        return {
+            "n": found.shape[1],
+            "difference": over_seeds(each),
+            "each": dict(zip(found.columns, each, strict=True)),
+            "p": sign_flip(each, np.random.default_rng(self.seed)),
+            "smallest_p": smallest_p(found.shape[1]),
+            "problems": mean_over_problems(strata, np.random.default_rng(self.seed), self.draws),
+        }
+
+    def sheet(self, runs: Runs) -> Sheet:
+        """One row for each comparison; a difference is bold where Holm's p is at most alpha."""
+        frame = self.frame(runs)
+        heads = [Head("Arm", "arm"), Head("Against", "baseline"), Head("k", "k"), *_HEADS]
+        rows = [self._entries(row) for row in frame.to_dict("records")]
+        if len(self.ks) == 1:
+            heads, rows = heads[:2] + heads[3:], [row[:2] + row[3:] for row in rows]
+        return Sheet(self.name, tuple(heads), tuple(map(tuple, rows)), self._notes(runs, frame))
+
+    def _entries(self, row: dict[str, Any]) -> list[Entry]:
+        names = [Entry(row[name], row[name]) for name in ("arm", "baseline")]
+        start = [*names, Entry(str(row["k"]), float(row["k"])), _seeds(row["n"])]
+        if row["n"] == 0:
+            return [*start, *(Entry(NOTHING) for _ in _HEADS[1:])]
+        shown = "{:+.1f}" if self.metric == PASS_AT_K else "{:+.3g}"
+        found: Interval = row["difference"]
+        spread = "" if isnan(found.half) else shown.format(found.half).lstrip("+")
+        each = " ".join(shown.format(value) for value in row["each"].values())
+        exact = " ".join(f"{seed}:{value:.10g}" for seed, value in row["each"].items())
+        marked = row["holm_p"] <= self.alpha
+        return [
+            *start,
+            Entry(shown.format(found.mean), found, spread, best=marked),
+            Entry(each, exact),
+            *(Entry(f"{row[key]:.3g}", row[key]) for key in ("p", "smallest_p", "holm_p")),
+            between(row["problems"], shown),
+        ]
+
+    def _notes(self, runs: Runs, frame: pd.DataFrame) -> tuple[str, ...]:
+        found = [each for each in frame["difference"] if each is not None]
+        over = [each for each in frame["problems"] if each is not None and not isnan(each.low)]
+        notes = [
+            self.declared,
+            "Difference: arm minus baseline, mean over the seeds that both have, each of which is "
+            f"shown; bold where Holm p is at most {self.alpha:g}.",
+            *explain([(SEEDS, each.units) for each in found if not isnan(each.half)], "±"),
+            "p: two-sided sign-flip permutation over seeds, with the smallest that so many seeds "
+            f"can attain; Holm p: adjusted over the {self.size} declared.",
+        ]
+        if over:
+            counts = sorted({each.units for each in over})
+            n = "/".join(map(str, counts))
+            notes.append(
+                f"Over problems: {LEVEL:.0%} bootstrap interval (BCa, {self.draws} draws) of the "
+                f"same difference, {n} problems resampled with all their seeds and samples; it "
+                "speaks of other problems, not of other training runs."
+            )
+        notes += self._fixed()
+        return (*notes, *runs.notes)
+
+    def _fixed(self) -> list[str]:
+        fixed = [label for label in self.baselines if untrained(self.study.recipes[label])]
+        return [f"{label} is one model, the same beside every seed." for label in fixed]
+
+
+_NOT_TESTED = {
+    "n": 0,
+    "difference": None,
+    "each": {},
+    "p": nan,
+    "smallest_p": nan,
+    "problems": None,
+}
+
+_HEADS = [
+    Head("Seeds", "n"),
+    Head("Difference", "difference"),
+    Head("Each seed", "each_seed"),
+    Head("p", "p"),
+    Head("Smallest p", "smallest_p"),
+    Head("Holm p", "holm_p"),
+    Head("Over problems", "over_problems"),
+]
+
+
+def _seeds(n: int) -> Entry:
+    few = ", descriptive" if n < FEW else ""
+    return Entry(f"n = {n}{few}" if n else NOTHING, float(n))
+
+
+def between(found: Interval, shown: str) -> Entry:
+    """The ends of an interval that need not be symmetric."""
+    if isnan(found.low):
+        return Entry(NOTHING)
+    return Entry(f"[{shown.format(found.low)}, {shown.format(found.high)}]", found)
