@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def corpus(rows: Rows, **changes: Any) -> Corpus:
-    return Corpus("sums", rows, **{"validation": 3, "prompt": Text(), **changes})
+    return Corpus(**{"name": "sums", "rows": rows, "validation": 3, "prompt": Text(), **changes})
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -377,13 +377,21 @@ def test_the_small_world_shares_no_problem_with_its_tests() -> None:
 
 def test_doctor_says_where_problems_are_from_and_what_overlaps(folder: Path) -> None:
     suite = Benchmark("seen", Rows(str(folder / "rows.jsonl")))
-    value = corpus(Rows(str(folder / "rows.csv")), suites=(suite,))
+    value = corpus(Rows(str(folder / "rows.csv"), demonstration="solution"), suites=(suite,))
     checks = data_checks(Study("seen", {"arm": Recipe("arithmetic-1m", value)}))
     said = "\n".join(text for _, text in checks)
     assert all(fine for fine, _ in checks)
     assert "12 rows, 9 problems (3 held out for validation), not pinned; Rows(..., rev" in said
     assert "24 of 24 golds verify against themselves" in said
+    assert "9 of 9 demonstrations looked at end in their gold" in said
     assert "9 of 12 in seen share 13 words in a row with training" in said
+
+
+def test_doctor_finds_demonstrations_that_no_verifier_can_read(folder: Path) -> None:
+    value = corpus(Rows(str(folder / "rows.csv"), demonstration="level"), name="levels")
+    checks = data_checks(Study("levels", {"arm": Recipe("arithmetic-1m", value)}))
+    said = "levels: 0 of 9 demonstrations looked at end in their gold"
+    assert (False, said) in checks
 
 
 # --- the real files -------------------------------------------------------------------------------

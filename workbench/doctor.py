@@ -19,6 +19,8 @@ from workbench.studyfile import Mistake, StudyFile
 
 NEEDED = ("torch", "transformers", "mlflow", "numpy", "pandas", "pyarrow", "matplotlib", "rich")
 
+DEMONSTRATIONS = 200  # graded by doctor, of each corpus
+
 Check = tuple[bool, str]
 
 
@@ -81,7 +83,7 @@ def data_checks(study: Study) -> list[Check]:
         data = loaders.load(source)
         checks += [(True, f"{data.name}: {_origin_line(origin, data)}") for origin in data.origins]
         if isinstance(source, Corpus):
-            checks += [_gold_check(data), *_overlap_checks(data)]
+            checks += [_gold_check(data), *_demonstration_checks(data), *_overlap_checks(data)]
     return checks
 
 
@@ -117,6 +119,16 @@ def _gold_check(data: Dataset) -> Check:
         not wrong,
         f"{data.name}: {right} of {len(every)} golds verify against themselves{example}",
     )
+
+
+def _demonstration_checks(data: Dataset) -> list[Check]:
+    """How many of the first demonstrations end in their gold, as training takes them all to."""
+    shown = [p for p in data.train if p.demonstration is not None][:DEMONSTRATIONS]
+    if not shown:
+        return []
+    right = [p for p in shown if data.verifier(str(p.demonstration), p.answer) is Verdict.CORRECT]
+    text = f"{data.name}: {len(right)} of {len(shown)} demonstrations looked at end in their gold"
+    return [(bool(right), text)]
 
 
 def _overlap_checks(data: Dataset) -> list[Check]:

@@ -69,7 +69,8 @@ class MathMatch(Verifier):
 
     A gold of one capital letter is the letter of a choice, and only that letter alone, or with its
     option's text, is correct. Words are compared as words, everything else by its value: numbers to
-    6 decimals and 6 digits if either is a decimal, and exactly otherwise; the rest by Math-Verify.
+    6 decimals (3 digits below 0.001) if either is a decimal and exactly otherwise, the rest by
+    Math-Verify.
     An answer that lists several values is one set of them, and no answer to a gold with one value.
     """
 

@@ -21,7 +21,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from workbench.problems import Problem, Suite, Verdict, arithmetic, verify
+from workbench.problems import ExactMatch, Problem, Suite, Verdict, arithmetic
 from workbench.problems.arithmetic import PROMPT
 from workbench.problems.habit import Document, Glimpses, Mixture, glimpses, habit, primer
 from workbench.training.model_card import (
@@ -341,7 +341,7 @@ def _measure_suite(model: Any, tokenizer: Any, suite: Suite, samples: int) -> Su
         level=levels.pop() if len(levels) == 1 else 0,
         samples=samples,
         correct=tuple(
-            sum(verify(response, problem.answer) is Verdict.CORRECT for response in group)
+            sum(ExactMatch()(response, problem.answer) is Verdict.CORRECT for response in group)
             for problem, group in answered
         ),
         worked=_mean([float(";" in response) for response in responses]),
