@@ -55,21 +55,21 @@ def server_uri(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             uri = f"http://127.0.0.1:{port}"
-            _wait_for(f"{uri}/health")
+            _wait_for(f"{uri}/health", server)
             assert Mirror(STUDY, root, plan.jobs(STUDY, root), uri=uri).close() == {}
             yield uri
         finally:
             server.terminate()
 
 
-def _wait_for(address: str) -> None:
-    for _ in range(600):
+def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+    while server.poll() is None:
         try:
             with urllib.request.urlopen(address):
                 return
         except OSError:
             time.sleep(0.2)
-    pytest.fail(f"nothing answers at {address}")
+    pytest.fail(f"the server for {address} ended with {server.returncode}")
 
 
 @pytest.fixture(params=["file", "server"])
