@@ -17,11 +17,11 @@ QUESTION_FIELDS = ("questions", "correct", "alpha", "beta")  # one entry a quest
 
 def history(run: Run) -> pd.DataFrame:
     """One row a step: `step`, `timestamp` and each metric as float64, NaN where it is absent."""
-    frame = _frame(run, File.METRICS, File.HISTORY_TABLE)
+    frame = with_throughput(_frame(run, File.METRICS, File.HISTORY_TABLE))
     known = frame.dropna(axis=1, how="all")  # a metric that was never measured is no metric
     metrics = sorted(name for name in known.columns if "/" in name)
     ordered = frame.reindex(columns=["step", "timestamp", *metrics])
-    return with_throughput(ordered.astype(dict.fromkeys(metrics, "float64")))
+    return ordered.astype(dict.fromkeys(metrics, "float64"))
 
 
 def with_throughput(history: pd.DataFrame) -> pd.DataFrame:

@@ -37,6 +37,8 @@ COPIED = (
 )
 _STAMP = "mlflow.json"  # which MLflow run a directory is a copy of, and when it ended
 
+_WITH_RESULT = ("finished", "trained")  # the latter lacks an evaluation, or a checkpoint to keep
+
 # Of the workbench's own metrics these are not of steps: final evaluations, Pass@k with step = k.
 _OF_NO_STEP = tuple(name.partition("{")[0] for name in (EVAL_PASS_AT_1, PASS_AT_K, "nonfinite/"))
 
@@ -58,7 +60,7 @@ def fetch(study: Study, uri: str, folder: Path) -> Path:
     found = {
         (run.data.tags.get(Tag.CELL), run.data.tags.get(Tag.SEED)): run
         for run in _runs(client, experiment)
-        if run.data.tags.get(Tag.OUTCOME) == "finished"
+        if run.data.tags.get(Tag.OUTCOME, "").partition(":")[0] in _WITH_RESULT
     }
     for job in plan.jobs(study, folder):
         run = found.get((fingerprint(job.recipe), str(job.seed)))
@@ -88,7 +90,8 @@ def histories(uri: str, experiment: str) -> pd.DataFrame:
         frame = _history(client, run)
         frame.insert(0, "seed", int(seed) if seed.isdecimal() else place)
         frame.insert(0, "label", label)
-        frames.append(frame)
+        if len(frame):
+            frames.append(frame)
     if not frames:
         return pd.DataFrame(columns=["label", "seed", "step", "timestamp"])
     return pd.concat(frames, ignore_index=True)

@@ -157,6 +157,21 @@ def test_a_study_runs_reports_and_runs_no_more(project: Path) -> None:
     assert status.stdout.count("finished") == 2
     report = workbench("report", "studies.py", "--study", "one", "--only", "results", cwd=project)
     assert report.returncode == 0, report.stderr
+    page = (project / "mlruns" / "reports" / "one" / "report.html").read_text()
+    assert "http://127.0.0.1:5000/#/experiments/" in page
+    exported = workbench("export", "studies.py", "--study", "one", "--to", "kept", cwd=project)
+    assert exported.stdout == f"2 runs under {Path('kept') / 'cells'}\n"
+    table = (project / "mlruns" / "reports" / "one" / "results.md").read_text()
+    for source in ("kept", f"sqlite:///{project / 'mlflow.db'}"):
+        elsewhere = ["--root", "elsewhere", "--from", source, "--only", "results"]
+        done = workbench("report", "studies.py", "--study", "one", *elsewhere, cwd=project)
+        assert done.returncode == 0, done.stderr
+        found = project / "elsewhere" / "reports" / "one" / "results.md"
+        assert found.read_text() == table
+        found.unlink()
+    missing = workbench("report", "studies.py", "--study", "one", "--from", "non", cwd=project)
+    assert missing.returncode == 2
+    assert "--from takes a folder or a tracking URI" in missing.stderr
 
 
 def test_a_failed_cell_makes_the_status_1_and_is_told(project: Path) -> None:
