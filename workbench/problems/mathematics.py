@@ -219,7 +219,7 @@ def _at_a_point(value: Expr) -> Any:
         symbol: Rational(997 + int.from_bytes(str(symbol).encode(), "big") % 991, 997)
         for symbol in value.free_symbols
     }
-    return value.subs(point).evalf(30)
+    return value.subs(list(point.items())).evalf(30)
 
 
 # --- parsing --------------------------------------------------------------------------------------
