@@ -324,9 +324,9 @@ def test_a_report_writes_the_same_statistics_again(root: Path) -> None:
     study = small()
     outputs = (Comparison("gains", study, ("SFT", "GRPO")), AcrossSuites("across", study, "GRPO"))
     first = report(study, outputs, root)
-    tables, figures = ("md", "tex", "csv"), ("pdf", "svg", "png")
-    wanted = [f"gains.{kind}" for kind in tables + figures]
-    assert [path.name for path in first.paths] == wanted + [f"across.{kind}" for kind in tables]
+    tables = [f"{name}.{kind}" for name in ("gains", "across") for kind in ("md", "tex", "csv")]
+    figures = [f"gains.{kind}" for kind in ("pdf", "svg", "png")]
+    assert [path.name for path in first.paths] == [*tables, *figures, "report.html"]
     written = [path.read_bytes() for path in first.paths]
     assert [path.read_bytes() for path in report(study, outputs, root).paths] == written
     declared = outputs[0].declared.encode()
