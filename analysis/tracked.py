@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 COPIED = (
     File.SPEC,
     File.PROVENANCE,
+    File.DATA,
     File.RESULT,
     File.HISTORY_TABLE,
     File.QUESTIONS_TABLE,
     File.EVALUATIONS,
+    File.PROBES,
 )
 _STAMP = "mlflow.json"  # which MLflow run a directory is a copy of, and when it ended
 
