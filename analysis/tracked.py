@@ -17,8 +17,9 @@ import pandas as pd
 from analysis.page import Links
 from analysis.records import with_throughput
 from workbench import plan
+from workbench.durable import new_file
 from workbench.identity import fingerprint, nearest
-from workbench.records import new_file, write_json
+from workbench.records import write_json
 from workbench.schema import EVAL_PASS_AT_1, PASS_AT_K, File, Tag
 from workbench.study import Study
 from workbench.tracking.store import is_there, prepare_mlflow, set_defaults, sqlite_path
