@@ -199,3 +199,40 @@ def test_the_doctor_names_what_is_missing(project: Path) -> None:
     done = workbench("doctor", "studies.py", cwd=project)
     assert done.returncode == 1
     assert "MISSING  one: studies.py" in done.stdout
+
+
+SEARCH = """
+def propose(trial):
+    at_most = trial.suggest_float("at_most", 0.0, 1.0, step=0.5)
+    return small.using(upge.hpt(gate=upge.Switch(at_most)), steps=1)
+
+gate = Search("gate", propose, maximize="validation/pass_at_1", trials=1, seeds=[0], confirm=[1],
+              evaluation=Evaluation(samples=1, suites=("chain",), problems=2))
+"""
+
+
+def test_a_search_runs_confirms_reports_and_runs_no_more(project: Path) -> None:
+    quick = "Validation(every=1, samples=1, problems=2)"
+    text = STUDY.replace("Evaluation,", "Evaluation, Search, Validation,")
+    text = text.replace("rollouts=2,", f"rollouts=2, validation={quick},")
+    (project / "studies.py").write_text(text + SEARCH)
+    done = workbench("plan", "studies.py", "--study", "gate", cwd=project)
+    assert "gate: a search of 1 trials with 1 seeds" in done.stdout, done.stderr
+    done = workbench("search", "studies.py", cwd=project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "best so far" in done.stdout
+    assert "gate-winner: 1 runs, 1 to train or measure" in done.stdout
+    folder = project / "mlruns" / "reports"
+    assert {"trials.md", "response.svg"} < {path.name for path in (folder / "gate").iterdir()}
+    assert (folder / "gate-winner" / "results.md").exists()
+    cells = list((project / "mlruns" / "cells").glob("*/seed-*"))
+    assert sorted(path.name for path in cells) == ["seed-0", "seed-1"]
+    again = workbench("search", "studies.py", cwd=project)
+    assert again.returncode == 0
+    assert "started" not in again.stdout
+    status = workbench("status", "studies.py", "--study", "gate", cwd=project)
+    assert "complete" in status.stdout and "best" in status.stdout
+    run = workbench("run", "studies.py", "--study", "gate", cwd=project)
+    assert "gate is a search: workbench search studies.py" in run.stdout
+    none = workbench("search", "studies.py", "--study", "one", cwd=project)
+    assert (none.returncode, "has no search" in none.stderr) == (2, True)

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from workbench import Sampling, Study, Validation, replace, upge
+from workbench import Sampling, Search, Study, Validation, replace, upge
 from workbench.identity import load_module
 from workbench.plan import resolve, validate
 from workbench.records import run_of
 from workbench.resources import Resources
+from workbench.search import check
 from workbench.training.loop import train
 from workbench.training.trainer import open_trainer
+from workbench.trials import Given
 
 STUDIES = sorted(Path(__file__).parents[1].glob("studies/*.py"))
 
@@ -25,6 +27,22 @@ def test_a_study_plans_and_is_valid(path, tmp_path):
     for study in studies_of(path):
         validate(study)
         assert len(resolve(study, tmp_path)) >= len(study.cells)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_a_search_is_valid(path):
+    for value in vars(load_module(str(path))).values():
+        if isinstance(value, Search):
+            check(value)
+
+
+def test_the_gate_is_searched_for_hard_and_soft_with_the_weight_of_imitation():
+    propose = load_module(str(Path(__file__).parents[1] / "studies" / "gate_search.py")).propose
+    hard = propose(Given({"gate": "switch", "at_most": 0.25, "sft_coefficient": 0.3}))
+    soft = propose(Given({"gate": "soft", "centre": 0.5, "slope": 8.0, "sft_coefficient": 1.0}))
+    assert hard.method.gate == upge.Switch(0.25)
+    assert soft.method.gate == upge.SoftSwitch(0.5, 8.0)
+    assert hard.method.demonstrations[0].coefficient == 0.3
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)

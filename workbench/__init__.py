@@ -16,9 +16,11 @@ from workbench.recipe import (
     WarmupCosine,
 )
 from workbench.resources import Resources
-from workbench.study import Cell, Study, grid
+from workbench.samplers import FullGrid, Hyperband, Median, Random, Tpe, Wilcoxon
+from workbench.study import Asks, Cell, Search, Study, choose, grid
 
 __all__ = [
+    "Asks",
     "Benchmark",
     "Cell",
     "Component",
@@ -26,15 +28,23 @@ __all__ = [
     "Corpus",
     "Data",
     "Evaluation",
+    "FullGrid",
+    "Hyperband",
+    "Median",
     "Optimizer",
     "Probe",
+    "Random",
     "Recipe",
     "Resources",
     "Rows",
     "Sampling",
+    "Search",
     "Study",
+    "Tpe",
     "Validation",
     "WarmupCosine",
+    "Wilcoxon",
+    "choose",
     "grid",
     "replace",
     "upge",

@@ -2,6 +2,7 @@
 
     workbench plan studies/components.py      list the runs and what they cost, start nothing
     workbench run studies/components.py       train the runs that have no finished record yet
+    workbench search studies/gate_search.py   let Optuna look for the best recipe
     workbench report studies/components.py    tables and figures from the records
 
 Exit status: 0 done, 1 a cell failed or something is missing, 2 a mistake in what was asked for,
@@ -15,10 +16,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from workbench.durable import DiskFull
+from workbench.records import Held
 from workbench.studyfile import Mistake, StudyFile, load
 
 if TYPE_CHECKING:
@@ -27,10 +30,13 @@ if TYPE_CHECKING:
 
     from analysis.output import Output
     from analysis.page import Links
+    from workbench.launch import Launcher
     from workbench.plan import Cost, Job, Status
-    from workbench.study import Study
+    from workbench.study import Search, Study
 
 OK, FAILED, MISTAKEN, INTERRUPTED = 0, 1, 2, 130
+LAUNCHERS = ("local", "ray")
+LAUNCHER_HELP = "processes of this machine, or an existing Ray cluster"
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 UI_PORT = 5000
 
@@ -47,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(given)
     try:
         return options.command(options)
-    except Mistake as mistake:
+    except (Mistake, Held) as mistake:
         _complain(str(mistake))
         return MISTAKEN
     except DiskFull as full:
@@ -82,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument(
             "--root", type=Path, default=Path("mlruns"), help="the tracking folder (mlruns)"
         )
+        if name in ("run", "search"):
+            each.add_argument("--launcher", choices=LAUNCHERS, default="local", help=LAUNCHER_HELP)
+        if name == "search":
+            each.add_argument("--trials", type=int, metavar="N", help="how many there shall be")
+            each.add_argument("--storage", metavar="URL", help="show it to optuna-dashboard there")
         if name == "report":
             each.add_argument("--only", action="append", metavar="NAME", help="only this output")
             each.add_argument(
@@ -99,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     add("plan", _plan, "list the runs and what they cost, start nothing")
     add("run", _run, "train the runs that have no finished record yet, then report")
     add("probe", _probe, "measure the gradient at the checkpoints that a study probes")
+    add("search", _search, "run the trials of a search, then its winner on fresh seeds")
     add("status", _status, "say which runs are finished, running or failed, and why")
     add("report", _report, "write tables and figures from the records")
     add("export", _export, "copy what reports need of the records, compact, to share or commit")
@@ -146,6 +158,11 @@ def _loaded(options: argparse.Namespace) -> StudyFile:
         file.checked(variable, lambda each: slots(each.resources))
         for output in _outputs(file, study):
             file.checked(variable, lambda _, output=output: output.check())
+    if file.searches:
+        from workbench import cli_search
+
+        for variable in file.searches:
+            cli_search.check(file, variable)
     return file
 
 
@@ -169,6 +186,11 @@ def _plan(options: argparse.Namespace) -> int:
         console.print(_plan_table(study, jobs))
         summary = _plan_summary(study, jobs, plan.cost(jobs, _root(options)))
         for line in (*summary, *_declared(file, study)):
+            console.print(line)
+    for search in file.searches.values():
+        from workbench import cli_search
+
+        for line in cli_search.describe(search, _root(options)):
             console.print(line)
     return OK
 
@@ -262,6 +284,14 @@ def _status(options: argparse.Namespace) -> int:
             table.add_row(job.name, Text(found.kind, style=style), steps, detail)
         console.print(study.name)
         console.print(table)
+    for search in file.searches.values():
+        from workbench import cli_search
+
+        table = _grid("trial", "state", "score", "detail")
+        for row in cli_search.rows(search, _root(options)):
+            table.add_row(*row)
+        console.print(search.name)
+        console.print(table)
     return OK
 
 
@@ -281,9 +311,11 @@ def _run(options: argparse.Namespace) -> int:
     file = _loaded(options)
     code = OK
     for study in file.studies.values():
-        code = max(code, _run_study(file, study, _root(options)))
+        code = max(code, _run_study(file, study, options))
         if code == INTERRUPTED:
             break
+    for search in file.searches.values():
+        print(f"{search.name} is a search: workbench search {file.path}")
     return code
 
 
@@ -295,24 +327,69 @@ def _probe(options: argparse.Namespace) -> int:
         raise Mistake(f"{file.path} has no study with probes; give one: Study(..., probes=[...])")
     code = OK
     for study in probed:
-        code = max(code, _run_study(file, study, _root(options), probes_only=True))
+        code = max(code, _run_study(file, study, options, probes_only=True))
         if code == INTERRUPTED:
             break
     return code
 
 
-def _run_study(file: StudyFile, study: "Study", root: Path, probes_only: bool = False) -> int:
+def _search(options: argparse.Namespace) -> int:
+    from workbench import cli_search
+    from workbench.tracking import set_defaults
+
+    set_defaults()
+    file, root, code = _loaded(options), _root(options), OK
+    if not file.searches:
+        raise Mistake(f'{file.path} has no search; write gate = Search("name", propose, ...) in it')
+    for variable, declared in file.searches.items():
+        search = declared
+        if options.trials is not None:
+            search = file.checked(variable, lambda each: replace(each, trials=options.trials))
+        launch = partial(_launcher, options)
+        found = cli_search.run(search, root, _console(), launch, options.storage)
+        code = max(code, found.status)
+        if code == INTERRUPTED:
+            break
+        if found.confirmation is not None:
+            code = max(code, _run_study(file, found.confirmation, options))
+            cli_search.report(search, root, _console())
+    return code
+
+
+def _launcher(
+    options: argparse.Namespace, jobs: "Sequence[Job]", of: "Study | Search"
+) -> "Launcher":
+    """What trains jobs where `--launcher` says."""
+    root = _root(options)
+    try:
+        if options.launcher == "ray":
+            from workbench.launch.ray import RayLauncher
+
+            return RayLauncher(list(jobs), of.resources, root)
+        from workbench.launch import Launcher
+        from workbench.launch.lease import refuse_if_held
+
+        refuse_if_held(root)
+        return Launcher(list(jobs), of.resources, root)
+    except (Held, ValueError) as error:
+        raise Mistake(str(error)) from error
+    except ImportError as error:
+        raise Mistake(f"{error}; pip install 'post-training-workbench[ray]'") from error
+
+
+def _run_study(
+    file: StudyFile, study: "Study", options: argparse.Namespace, probes_only: bool = False
+) -> int:
     from workbench import plan
     from workbench.display import Display
-    from workbench.launch import Launcher
     from workbench.tracking import Mirror, set_defaults
 
     set_defaults()
-    console = _console()
+    console, root = _console(), _root(options)
     jobs = plan.jobs(study, root)
     if probes_only:
         jobs = [replace(job, measurements=()) for job in jobs if job.probes]
-    launcher, mirror = Launcher(jobs, study.resources, root), Mirror(study, root, jobs)
+    launcher, mirror = _launcher(options, jobs, study), Mirror(study, root, jobs)
     left = sum(not job.done for job in jobs)
     console.print(f"{study.name}: {len(jobs)} runs, {left} to train or measure")
     for line in _probe_lines(jobs):
@@ -349,6 +426,10 @@ def _report(options: argparse.Namespace) -> int:
     studies = _having(file, options.only or [])
     for variable in studies:
         file.checked(variable, lambda study: _write_report(file, study, root, options))
+    for variable in file.searches if not options.only else ():
+        from workbench import cli_search
+
+        file.checked(variable, lambda search: cli_search.report(search, root, _console()))
     return OK
 
 

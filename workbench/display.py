@@ -86,8 +86,8 @@ class Display:
     def __enter__(self) -> Self:
         if self.console.is_terminal:
             progress = _bars(self.console)
-            done = sum(job.done for job in self.jobs)
-            self._all = progress.add_task("runs", total=len(self.jobs), completed=done, note="")
+            name, total, done = self._overall()
+            self._all = progress.add_task(name, total=total, completed=done, note="")
             progress.start()
             self._progress = progress
         return self
@@ -100,6 +100,14 @@ class Display:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+    def _overall(self) -> tuple[str, int, int]:
+        """What the first bar counts, of how many, and how many there are already."""
+        return "runs", len(self.jobs), sum(job.done for job in self.jobs)
+
+    def _counted(self, event: Event) -> bool:
+        """Whether an event moves the first bar on."""
+        return event.state is State.DONE
 
     def __call__(self, event: Event) -> None:
         """Shows an event."""
@@ -137,7 +145,7 @@ class Display:
         elif self._progress is not None:
             if job.name in self._bars:
                 self._progress.remove_task(self._bars.pop(job.name))
-            self._progress.advance(self._all, event.state is State.DONE)
+            self._progress.advance(self._all, self._counted(event))
         self._say(job, self._sentence(event), STYLES.get(event.state, ""))
 
     def _sentence(self, event: Event) -> str:

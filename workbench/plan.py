@@ -7,7 +7,7 @@ the old policy are equal, so recipes that differ only in what tells those apart 
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Job:
         keep: steps whose checkpoints other runs start from, or a probe is at.
         needs: directory of the run that it starts from.
         also: labels of other arms that are the same estimator.
+        drawn: what a search drew for its recipe, by the names that MLflow shows.
     """
 
     label: str
@@ -51,6 +52,7 @@ class Job:
     keep: tuple[int, ...] = ()
     needs: Path | None = None
     also: tuple[str, ...] = ()
+    drawn: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@
         rollouts/         step-<n>.parquet, a sample of what the policy wrote
         result.json       renamed in last: training is finished
         failure.json      why the last attempt ended without a result
+        stop.json         a request to stop at the next step, and why
 
 Every write is durable when the call returns (see `durable`). A torn last line is dropped with a
 notice; a broken line before the last is refused.
@@ -95,6 +96,20 @@ class Run:
     def fail(self, kind: str, reason: str) -> None:
         """Records why the attempt ended: a `Failure`, and the reason in words."""
         write_json(self.path / File.FAILURE, {"kind": kind, "reason": reason})
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Asks the process that trains it to save a checkpoint and end at its next step."""
+        write_json(self.path / File.STOP, {"reason": reason})
+
+    def withdraw_stop(self) -> None:
+        """Forgets an earlier request to stop, before the run is gone on with."""
+        remove(self.path / File.STOP)
+
+    @property
+    def stop_asked(self) -> str | None:
+        """Why it was asked to stop, if it was."""
+        path = self.path / File.STOP
+        return read_json(path)["reason"] if path.exists() else None
 
     @property
     def result(self) -> Row | None:

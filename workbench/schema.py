@@ -113,6 +113,8 @@ class File:
     FAILURE = "failure.json"
     RESULT = "result.json"
     DOING = "doing.txt"
+    STOP = "stop.json"
+    TRIALS = "trials.jsonl"
     # The same records in a compact copy, such as MLflow's artifacts of a run.
     HISTORY_TABLE = "history.parquet"
     QUESTIONS_TABLE = "questions.parquet"

@@ -1,14 +1,16 @@
-"""Declarations of studies: which recipes, which seeds, how they are evaluated. No side effects."""
+"""Declarations of studies and searches: which recipes, which seeds, how evaluated. No effects."""
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from math import floor, log2
+from typing import Any, Protocol, TypeVar, cast
 
-from workbench.identity import Component, field_names, fingerprint, nearest
+from workbench.identity import Component, field_names, fingerprint, nearest, subclasses
 from workbench.recipe import Evaluation, Probe, Recipe
 from workbench.resources import Resources
+from workbench.samplers import Sampler, Tpe, Wilcoxon, WithinRun
 
 T = TypeVar("T", bound=Component)
 
@@ -75,21 +77,10 @@ class Study:
     question: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
-            raise ValueError(
-                f"a study's name is of lower-case letters, digits, - and _, got {self.name!r}; "
-                f"for example {re.sub(r'[^a-z0-9_-]+', '-', self.name.lower()).strip('-')!r}"
-            )
+        check_name("study", self.name)
         object.__setattr__(self, "arms", labelled(self.arms))
-        object.__setattr__(self, "seeds", tuple(self.seeds))
+        object.__setattr__(self, "seeds", checked_seeds(f"study {self.name!r}", self.seeds))
         object.__setattr__(self, "probes", tuple(self.probes))
-        if not self.seeds:
-            raise ValueError(f"study {self.name!r} has no seeds; for example seeds=range(3)")
-        for seed in self.seeds:
-            if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-                raise ValueError(f"a seed is a whole number of 0 or more, got {seed!r}")
-        if len(set(self.seeds)) < len(tuple(self.seeds)):
-            raise ValueError(f"study {self.name!r} names a seed twice: {self.seeds}")
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -100,6 +91,28 @@ class Study:
     def cells(self) -> list[Cell]:
         """Every run of the study, seeds outermost so that a first seed of all arms ends early."""
         return [Cell(lb, r, seed) for seed in self.seeds for lb, r in self.recipes.items()]
+
+
+def check_name(what: str, name: str) -> None:
+    """Raises ValueError for a name that paths and MLflow cannot carry, with one that they can."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+        raise ValueError(
+            f"a {what}'s name is of lower-case letters, digits, - and _, got {name!r}; "
+            f"for example {re.sub(r'[^a-z0-9_-]+', '-', name.lower()).strip('-')!r}"
+        )
+
+
+def checked_seeds(owner: str, given: Iterable[int]) -> tuple[int, ...]:
+    """The seeds in order; raises ValueError for none, a negative one, or one named twice."""
+    seeds = tuple(given)
+    if not seeds:
+        raise ValueError(f"{owner} has no seeds; for example seeds=range(3)")
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise ValueError(f"a seed is a whole number of 0 or more, got {seed!r}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{owner} names a seed twice: {seeds}")
+    return seeds
 
 
 def labelled(arms: Arms) -> dict[str, Recipe]:
@@ -161,3 +174,171 @@ def flatten(value: Component, prefix: str = "") -> dict[str, str]:
         if isinstance(item, Component):
             found |= flatten(item, f"{prefix}{name}.")
     return found
+
+
+# --- searches -------------------------------------------------------------------------------------
+
+
+class Asks(Protocol):
+    """What `propose` may ask of a trial: the part of `optuna.Trial` that draws parameters."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float: ...
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int: ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+V = TypeVar("V")
+
+
+def choose(trial: Asks, name: str, choices: Iterable[V]) -> V:
+    """One of any values, components too: the trial draws among their printed forms.
+
+    Raises:
+        ValueError: no choices, or two that print the same.
+    """
+    given = list(choices)
+    named = {str(choice): choice for choice in given}
+    if not given:
+        raise ValueError(f"choose(trial, {name!r}, ...) needs at least one choice")
+    if len(named) < len(given):
+        raise ValueError(f"two choices of {name!r} print the same: {', '.join(map(str, given))}")
+    return named[trial.suggest_categorical(name, list(named))]
+
+
+@dataclass(frozen=True)
+class Search:
+    """The best recipe among those that `propose` makes, sought by Optuna over whole trials.
+
+    A trial is one recipe under every seed; its score is the mean over them. The winner, and each
+    `known` point beside it, is run again on the seeds of `confirm`, which no choice has seen: only
+    these runs make a table.
+
+    Attributes:
+        name: of the MLflow experiment and the report, as a study's.
+        propose: makes a recipe from what it asks of a trial; the same answers, the same recipe.
+        maximize, minimize: one metric or several, `validation/pass_at_1` or any of training (the
+            last step's), `eval/<suite>/pass_at_1` or `eval/<suite>/length` of the evaluation,
+            where the suite may be `avg` or `avg_ood`. Several have a Pareto front of winners.
+        trials: how many, counting those that propose a recipe again (they cost nothing).
+        seeds: of every trial.
+        confirm: fresh seeds for the winner.
+        sampler: draws the parameters.
+        between_seeds: stops trials that are worse than the best; they are trained seed by seed.
+        within_run: stops runs that are worse than others were at the same step.
+        known: parameters of good points, tried first; components may stand for themselves.
+        evaluation: of the winner. A trial is measured on the suites that its score needs only.
+        resources: what a cell may use; never part of a result.
+        question: what the search asks; the study file's docstring where it is empty.
+
+    Raises:
+        ValueError: a name that paths cannot carry, no objective, seeds that confirm nothing, or
+            pruning that cannot work.
+    """
+
+    name: str
+    propose: Callable[[Any], Recipe]
+    maximize: str | Iterable[str] = ()
+    minimize: str | Iterable[str] = ()
+    trials: int = 30
+    seeds: Iterable[int] = (0, 1, 2)
+    confirm: Iterable[int] = (100, 101, 102)
+    sampler: Sampler = Tpe()
+    between_seeds: Wilcoxon | None = None
+    within_run: WithinRun | None = None
+    known: Iterable[Mapping[str, Any]] = ()
+    evaluation: Evaluation = Evaluation()
+    resources: Resources = Resources()
+    question: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        check_name("search", self.name)
+        self._check_kinds()
+        for each in ("maximize", "minimize"):
+            keys = getattr(self, each)
+            object.__setattr__(self, each, (keys,) if isinstance(keys, str) else tuple(keys))
+        for each in ("seeds", "confirm"):
+            object.__setattr__(
+                self, each, checked_seeds(f"search {self.name!r}", getattr(self, each))
+            )
+        points = ({k: _drawn(v) for k, v in point.items()} for point in self.known)
+        object.__setattr__(self, "known", tuple(points))
+        self._check_objectives()
+        self._check_seeds()
+
+    def _check_kinds(self) -> None:
+        if not callable(self.propose):
+            raise TypeError(f"Search.propose is a function of a trial, got {self.propose!r}")
+        kinds = {"sampler": Sampler, "between_seeds": Wilcoxon, "within_run": WithinRun}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) and (value is not None or name == "sampler"):
+                known = [f"{each.__name__}()" for each in subclasses(kind) or [kind]]
+                raise TypeError(f"Search.{name} is {value!r}; {nearest(value, known)}")
+
+    def _check_objectives(self) -> None:
+        keys = list(self.objectives)
+        if not keys:
+            example = "maximize='validation/pass_at_1'"
+            raise ValueError(f"search {self.name!r} has no objective; for example {example}")
+        if len(keys) < len((*self.maximize, *self.minimize)):
+            raise ValueError(f"search {self.name!r} names an objective twice")
+        if self.trials < 1:
+            raise ValueError(f"Search.trials must be at least 1, got {self.trials}")
+        if len(keys) > 1 and (self.between_seeds or self.within_run):
+            raise ValueError(
+                f"search {self.name!r} has {len(keys)} objectives, and a trial that is worse in "
+                "one may be better in another; leave out between_seeds and within_run"
+            )
+
+    def _check_seeds(self) -> None:
+        seeds, confirm = tuple(self.seeds), tuple(self.confirm)
+        both = sorted({*seeds} & {*confirm})
+        if both:
+            raise ValueError(
+                f"Search.confirm has seeds {both}, which the search chooses by; use others, such "
+                f"as confirm=range({max(seeds) + 1}, {max(seeds) + 4})"
+            )
+        if self.between_seeds is None:
+            return
+        least = floor(-log2(self.between_seeds.p)) + 1  # the smallest p of n pairs is 2^-n
+        if len(seeds) <= least:
+            raise ValueError(
+                f"{self.between_seeds} stops nothing with {len(seeds)} seeds: n pairs have a "
+                f"p-value of 2^-n at least, so it takes {least} seeds to stop a trial and one more "
+                f"to save; use at least {least + 1} seeds"
+            )
+
+    @property
+    def objectives(self) -> dict[str, str]:
+        """Each objective's direction, `maximize` or `minimize`."""
+        return {
+            **dict.fromkeys(self.maximize, "maximize"),
+            **dict.fromkeys(self.minimize, "minimize"),
+        }
+
+    @property
+    def points(self) -> tuple[dict[str, Any], ...]:
+        """The known points as a trial's parameters."""
+        return cast(tuple[dict[str, Any], ...], self.known)
+
+    def study_of(self, label: str, recipe: Recipe, seeds: Iterable[int]) -> Study:
+        """A recipe that was proposed, as a study of one arm."""
+        return Study(self.name, {label: recipe}, seeds, self.evaluation, self.resources)
+
+    def confirmation(self, arms: Mapping[str, Recipe]) -> Study:
+        """The study of what is run again on fresh seeds."""
+        question = f"How good are the winners of {self.name} on seeds that did not choose them?"
+        return Study(
+            f"{self.name}-winner", arms, self.confirm, self.evaluation, self.resources, question
+        )
+
+
+def _drawn(value: Any) -> Any:
+    """A known value in the form that a trial draws it in: components by their printed form."""
+    return str(value) if isinstance(value, Component) else value

@@ -4,13 +4,13 @@ import ast
 import difflib
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from workbench.identity import load_module, nearest
-from workbench.study import Study
+from workbench.study import Search, Study
 
 R = TypeVar("R")
 
@@ -24,30 +24,31 @@ MISTAKES = (TypeError, ValueError, FileNotFoundError, AttributeError, NameError,
 
 @dataclass(frozen=True)
 class StudyFile:
-    """A study file's module and the studies in it, by the names of their variables."""
+    """A study file's module, and the studies and searches in it by the names of their variables."""
 
     path: Path
     module: ModuleType
     studies: dict[str, Study]
+    searches: dict[str, Search] = field(default_factory=dict)
 
-    def checked(self, variable: str, check: Callable[[Study], R]) -> R:
-        """What `check` says of a study; its errors become mistakes at the study's line.
+    def checked(self, variable: str, check: Callable[[Any], R]) -> R:
+        """What `check` says of a study or a search; its errors become mistakes at its line.
 
         Raises:
             Mistake: the check raised TypeError, ValueError or FileNotFoundError.
         """
         try:
-            return check(self.studies[variable])
+            return check({**self.studies, **self.searches}[variable])
         except MISTAKES as error:
             line = _line_of(self.path, variable)
             raise Mistake(f"{_place(self.path, line)}{_sentence(error)}") from error
 
 
 def load(path: Path, name: str | None = None) -> StudyFile:
-    """The studies of a file, or only the one of that name.
+    """The studies and searches of a file, or only the one of that name.
 
     Raises:
-        Mistake: no such file, an error in it, no study in it, or none of that name.
+        Mistake: no such file, an error in it, nothing to run in it, or none of that name.
     """
     try:
         if path.suffix != ".py":
@@ -58,17 +59,20 @@ def load(path: Path, name: str | None = None) -> StudyFile:
     except MISTAKES as error:
         raise Mistake(f"{_place(path, _line_in(path, error))}{_sentence(error)}") from error
     question = (module.__doc__ or "").strip()
-    found = {key: value for key, value in vars(module).items() if isinstance(value, Study)}
-    studies = {k: s if s.question else replace(s, question=question) for k, s in found.items()}
-    if not studies:
+    found = {k: v for k, v in vars(module).items() if isinstance(v, Study | Search)}
+    if not found:
         raise Mistake(f'{path} defines no Study; write study = Study("name", [...]) in it')
-    names = [study.name for study in studies.values()]
+    names = [each.name for each in found.values()]
     twice = next((each for each in names if names.count(each) > 1), None)
     if twice is not None:
         raise Mistake(f"{path} has two studies named {twice!r}; names tell studies apart")
     if name is not None and name not in names:
         raise Mistake(f"{path} has no study named {name!r}; {nearest(name, names)}")
-    return StudyFile(path, module, {k: s for k, s in studies.items() if name in (None, s.name)})
+    wanted = {k: v for k, v in found.items() if name in (None, v.name)}
+    asked = {k: v if v.question else replace(v, question=question) for k, v in wanted.items()}
+    studies = {key: value for key, value in asked.items() if isinstance(value, Study)}
+    searches = {key: value for key, value in asked.items() if isinstance(value, Search)}
+    return StudyFile(path, module, studies, searches)
 
 
 def _place(path: Path, line: int | None) -> str:

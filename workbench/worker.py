@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _work(run: Run, options: argparse.Namespace) -> int:
-    stopping = _Stopping()
+    stopping = _Stopping(run)
     try:
         resources = Resources(**json.loads(options.resources))
         measurements = [Measurement(**each) for each in json.loads(options.measurements)]
@@ -63,8 +63,10 @@ def _work(run: Run, options: argparse.Namespace) -> int:
         provenance.record(run, resources=asdict(resources), model_revision=revision)
         _complete(run, resources, measurements, probes, keep, stopping)
     except Interrupted as error:
-        log.info("%s", error)
-        _tell(run, Failure.INTERRUPTED, str(error))
+        asked = run.stop_asked
+        reason = f"{error}: {asked}" if asked else str(error)
+        log.info("%s", reason)
+        _tell(run, Failure.INTERRUPTED, reason)
         return INTERRUPTED
     except Exception as error:  # the rim of the process: recorded, and told by the exit status
         with contextlib.suppress(OSError):  # the log may be on the disk that is full
@@ -91,9 +93,10 @@ def _tell(run: Run, kind: str, reason: str) -> None:
 
 
 class _Stopping:
-    """True once a SIGINT or SIGTERM came; a second one ends the process at once."""
+    """True once a SIGINT, a SIGTERM or a request to stop came; a second signal ends at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self.asked = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
@@ -104,7 +107,7 @@ class _Stopping:
         self.asked = True
 
     def __call__(self) -> bool:
-        return self.asked
+        return self.asked or self.run.stop_asked is not None
 
 
 def _complete(

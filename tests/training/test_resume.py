@@ -77,6 +77,26 @@ def test_sigterm_saves_and_the_next_worker_goes_on(small, open_run):
     assert checkpoint.latest(run) == run.rows()[-1]["step"]
 
 
+def test_a_request_to_stop_is_honoured_at_the_next_step_and_withdrawn(small, open_run):
+    run = open_run(replace(small, steps=40))
+    process = worker(run)
+    wait_for_step(run, 1, process)
+    run.ask_to_stop("worse than others")
+    assert process.wait() == 130
+    step = run.rows()[-1]["step"]
+    assert checkpoint.latest(run) == step < 40
+    assert run.failure == {
+        "kind": "interrupted",
+        "reason": f"stopped after step {step} of 40: worse than others",
+    }
+    run.withdraw_stop()
+    process = worker(run)
+    wait_for_step(run, step + 1, process)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    assert run.rows()[-1]["step"] > step
+
+
 def test_a_held_run_is_not_trained_twice(small, open_run):
     run = open_run(small)
     with run.claim():

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from workbench.launch.follow import Follow
 from workbench.launch.retry import Watchdog, memory_kills
@@ -28,6 +29,29 @@ class Exit:
     INTERRUPTED = 130
 
 
+class Process(Protocol):
+    """A started worker, wherever it runs: the part of `subprocess.Popen` that a launch needs."""
+
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int) -> None: ...
+
+    def kill_all(self) -> None:
+        """Ends it and everything that it started, at once."""
+
+
+class LocalProcess(subprocess.Popen[bytes]):
+    """A worker on this machine, the leader of a session of its own."""
+
+    def kill_all(self) -> None:
+        """Ends the whole session."""
+        kill_group(self.pid)
+
+
 @dataclass
 class Attempt:
     """A process that was started for a job.
@@ -43,7 +67,7 @@ class Attempt:
     job: Job
     slot: Slot
     resources: Resources
-    process: subprocess.Popen[bytes]
+    process: Process
     earlier: int
     ended: int | None
     progress: Follow = field(init=False)
@@ -73,7 +97,7 @@ class Attempt:
         if self.over:
             return
         if number == signal.SIGKILL:
-            kill_group(self.process.pid)
+            self.process.kill_all()
         else:
             self.process.send_signal(number)
 
@@ -87,14 +111,14 @@ class Attempt:
 
     def close(self) -> None:
         """Leaves nothing in the slot that the process started and that outlived it."""
-        kill_group(self.process.pid)
+        self.process.kill_all()
         if self.ended is not None:
             os.close(self.ended)
 
     def judge(self, stopping: bool) -> tuple[str, str]:
         """Why the process ended, a `Failure` and words; recorded unless it did so itself."""
         run, code = self.job.run, self.process.returncode
-        told = run.failure if _failure_time(self.job) != self.earlier else None
+        told = run.failure if failure_time(self.job) != self.earlier else None
         if told is not None and code == Exit.INTERRUPTED:
             return Failure.INTERRUPTED if stopping else Failure.PREEMPTED, told["reason"]
         if told is not None and code == Exit.ERROR:
@@ -130,10 +154,11 @@ def start(
         OSError: its directory cannot be written, or there is no such command.
     """
     job.run.create(job.recipe, job.seed)
-    earlier = _failure_time(job)
+    job.run.withdraw_stop()
+    earlier = failure_time(job)
     environment: Mapping[str, str] = {**os.environ, **slot.environment(resources.threads)}
     with open(job.run.path / File.LOG, "ab") as output:
-        process = subprocess.Popen(
+        process = LocalProcess(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -152,7 +177,8 @@ def kill_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def _failure_time(job: Job) -> int:
+def failure_time(job: Job) -> int:
+    """When the failure that is recorded was, in nanoseconds; 0 if there is none."""
     path = job.run.path / File.FAILURE
     return path.stat().st_mtime_ns if path.exists() else 0
 

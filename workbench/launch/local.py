@@ -11,9 +11,9 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -85,7 +85,7 @@ class Launcher:
         poll: seconds between two looks at the processes.
     """
 
-    jobs: Sequence[Job]
+    jobs: list[Job]
     resources: Resources
     root: Path
     command: Command | None = None
@@ -98,9 +98,46 @@ class Launcher:
     _failures: Counter[Path] = field(default_factory=Counter, init=False)
     _reduced: dict[Path, Resources] = field(default_factory=dict, init=False)
     _told: bool = field(default=False, init=False)
+    _free: list[Slot] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.states = {job.run.path: State.DONE if job.done else State.WAITING for job in self.jobs}
+        given, self.jobs, self.states = self.jobs, [], {}
+        self._free = self._slots()
+        self.add(given)
+
+    def _slots(self) -> list[Slot]:
+        """The room that there is at first."""
+        return slots(self.resources)
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Adds jobs, before `run` or while it waits to go on; one that is there is not run twice.
+
+        A checkpoint that only a later job asks for is made once the run is done.
+        """
+        known = {job.run.path: number for number, job in enumerate(self.jobs)}
+        for job in jobs:
+            path = job.run.path
+            number = known.setdefault(path, len(self.jobs))
+            if number < len(self.jobs):
+                keep = tuple(sorted({*self.jobs[number].keep, *job.keep}))
+                self.jobs[number] = job = replace(self.jobs[number], keep=keep)
+            else:
+                self.jobs.append(job)
+            if self.states.get(path, State.DONE) in ENDED:
+                self.states[path] = State.DONE if job.done else State.WAITING
+
+    def stop(self, job: Job, reason: str) -> None:
+        """Gives a job up: its worker, if it has one, saves a checkpoint at its next step."""
+        if self.states[job.run.path] is State.RUNNING:
+            job.run.ask_to_stop(reason)
+        elif self.states[job.run.path] not in ENDED:
+            self._enter(job, State.STOPPED)
+
+    @property
+    def room(self) -> int:
+        """How many more jobs could start now."""
+        startable, _ = ready(self.jobs, self.states, len(self.jobs))
+        return len(self._free) - len(startable)
 
     def run(self) -> Iterator[Event | None]:
         """Trains what is missing; yields each event, and None after every look at the processes.
@@ -108,7 +145,7 @@ class Launcher:
         SIGINT and SIGTERM are passed on once, so that workers save a checkpoint; a second one
         kills them. Workers outlive a runner that is killed, and the next runner waits for them.
         """
-        free = slots(self.resources)
+        free = self._free
         with self._catching_signals():
             try:
                 while any(state not in ENDED for state in self.states.values()):
@@ -163,13 +200,17 @@ class Launcher:
     def _begin(self, job: Job, slot: Slot, taken: list[int]) -> Event:
         make = self.command or self._worker_command
         try:
-            attempt = start(job, slot, taken, make(job), self._resources(job))
+            attempt = self._open(job, slot, taken, make(job))
         except OSError as error:  # a full disk, or no such command: the other cells go on
             return self._enter(job, State.FAILED, str(error))
         finally:
             give_back(taken)  # the process has inherited them
         self._attempts.append(attempt)
         return self._enter(job, State.RUNNING)
+
+    def _open(self, job: Job, slot: Slot, taken: list[int], command: list[str]) -> Attempt:
+        """Starts the job's process in its slot."""
+        return start(job, slot, taken, command, self._resources(job))
 
     def _resources(self, job: Job) -> Resources:
         return self._reduced.get(job.run.path, self.resources)
@@ -202,9 +243,13 @@ class Launcher:
         job, code = attempt.job, attempt.process.returncode
         attempt.close()
         if job.done:
-            return self._enter(job, State.DONE)
+            now = next(each for each in self.jobs if each.run.path == job.run.path)
+            return self._enter(job, State.DONE if now.done else State.WAITING)
         if code == Exit.HELD:
             return self._enter(job, State.HELD, "another process trains it; waiting for that")
+        asked = job.run.stop_asked if code == Exit.INTERRUPTED else None
+        if asked is not None:
+            return self._enter(job, State.STOPPED, asked)
         kind, reason = attempt.judge(self.stopping)
         if self.stopping:
             stopped = "interrupted; the next run goes on from here"

@@ -21,7 +21,7 @@ from workbench.launch.follow import Follow
 from workbench.plan import Job, Status, status
 from workbench.records import Run, read_json
 from workbench.schema import File, Tag
-from workbench.study import Study
+from workbench.study import Search, Study
 from workbench.tracking.store import (
     ensure_store,
     forget_connections,
@@ -64,15 +64,15 @@ class Mirror:
     """Shows the runs of a study in MLflow; every failure is logged once and made good later.
 
     Attributes:
-        study: becomes the experiment.
+        study: becomes the experiment; of a search, its trials are the runs.
         root: the tracking folder; artifacts lie in it unless a server keeps them.
-        jobs: what to show.
+        jobs: what to show; more may be added while it runs.
         uri: of the store; `store_uri(root)` unless given.
         interval: seconds between two looks at the run directories.
         patience: seconds before a store that failed is tried again.
     """
 
-    study: Study
+    study: Study | Search
     root: Path
     jobs: Sequence[Job]
     uri: str = ""

@@ -17,18 +17,10 @@ import pandas as pd
 from workbench.identity import fingerprint
 from workbench.passk import pass_at_k
 from workbench.plan import Job
-from workbench.problems import loaders
 from workbench.recipe import Measurement
 from workbench.records import Row, dropped_path
-from workbench.schema import (
-    AVERAGE,
-    AVERAGE_OOD,
-    EVAL_LENGTH,
-    EVAL_PASS_AT_1,
-    PASS_AT_K,
-    WALL_CLOCK,
-    File,
-)
+from workbench.schema import PASS_AT_K, WALL_CLOCK, File
+from workbench.scores import evaluated
 from workbench.study import flatten
 
 PARAM_LIMIT = 6000  # characters; MLflow cuts longer values without a word
@@ -46,8 +38,8 @@ class Point(NamedTuple):
 
 
 def parameters(job: Job) -> dict[str, str]:
-    """The flattened recipe with label and seed; a value that MLflow would cut says that it is."""
-    found = {"label": job.label, "seed": str(job.seed), **flatten(job.recipe)}
+    """The flattened recipe with label, seed and what a search drew; a value that is cut says so."""
+    found = {"label": job.label, "seed": str(job.seed), **job.drawn, **flatten(job.recipe)}
     return {key: _cut(value) for key, value in found.items()}
 
 
@@ -106,24 +98,15 @@ def evaluation_identity(job: Job) -> str:
 def evaluation_points(job: Job) -> list[Point]:
     """Pass@1 and length of each suite, their averages, and the Pass@k curves with `step = k`."""
     found: list[Point] = []
-    at_1: dict[str, float] = {}
-    latest = 0
+    stamps: dict[str, int] = {}
     for measurement in job.measurements:
         path = job.run.evaluation_path(measurement)
+        stamps[measurement.suite] = int(path.stat().st_mtime * 1000)
         counts = pd.read_parquet(path)
-        stamp = int(path.stat().st_mtime * 1000)
-        latest = max(latest, stamp)
-        curve = list(_curve(measurement, counts, stamp))
-        at_1[measurement.suite] = curve[0].value
-        found += [*curve, _named(EVAL_PASS_AT_1, measurement.suite, curve[0].value, stamp)]
-        length = float(counts["tokens"].to_numpy().sum() / counts["samples"].to_numpy().sum())
-        found.append(_named(EVAL_LENGTH, measurement.suite, length, stamp))
-    return [*found, *_averages(job, at_1, latest)]
-
-
-def _named(pattern: str, suite: str, value: float, stamp: int) -> Point:
-    """A point at step 0, which MLflow draws as one bar a run."""
-    return Point(pattern.format(suite=suite), value, stamp, 0)
+        found += _curve(measurement, counts, stamps[measurement.suite])
+    for key, (suite, value) in evaluated(job).items():  # at step 0: drawn as one bar a run
+        found.append(Point(key, value, stamps.get(suite, max(stamps.values())), 0))
+    return found
 
 
 def _curve(measurement: Measurement, counts: pd.DataFrame, stamp: int) -> Iterator[Point]:
@@ -134,14 +117,6 @@ def _curve(measurement: Measurement, counts: pd.DataFrame, stamp: int) -> Iterat
     key = PASS_AT_K.format(suite=measurement.suite)
     for k, value in zip(ks, means, strict=True):
         yield Point(key, float(value), stamp, k)
-
-
-def _averages(job: Job, at_1: dict[str, float], stamp: int) -> Iterator[Point]:
-    suites = loaders.outside(job.recipe.data)
-    for name, outside in ((AVERAGE, False), (AVERAGE_OOD, True)):
-        values = [v for suite, v in at_1.items() if suites[suite] is outside]
-        if values:
-            yield _named(EVAL_PASS_AT_1, name, sum(values) / len(values), stamp)
 
 
 # --- artifacts ------------------------------------------------------------------------------------
