@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Page
 
 from analysis.intervals import Interval, explain, over_seeds
 from analysis.panel import save, styled
-from analysis.report import Report, write_sheet
+from analysis.report import Report, write_table
 from analysis.sheet import Entry, Head, Sheet
 from workbench import trials
 from workbench.study import Search
@@ -60,8 +60,8 @@ def report(search: Search, root: Path, plots: Mapping[str, Page]) -> Report:
         )
     folder = root / "reports" / search.name
     folder.mkdir(parents=True, exist_ok=True)
-    paths = write_sheet(trials_sheet(search, found), folder)
-    paths += write_sheet(response_sheet(search, found), folder)
+    paths = write_table("trials", trials_sheet(search, found), folder)
+    paths += write_table("response", response_sheet(search, found), folder)
     with styled():
         paths += save(draw_responses(search, found), folder, "response")
     for name, page in plots.items():
