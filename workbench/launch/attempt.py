@@ -32,13 +32,14 @@ class Exit:
 class Process(Protocol):
     """A started worker, wherever it runs: the part of `subprocess.Popen` that a launch needs."""
 
-    returncode: int | None
+    @property
+    def returncode(self) -> int | None: ...
 
     def poll(self) -> int | None: ...
 
     def wait(self, timeout: float | None = None) -> int: ...
 
-    def send_signal(self, number: int) -> None: ...
+    def send_signal(self, number: int, /) -> None: ...
 
     def kill_all(self) -> None:
         """Ends it and everything that it started, at once."""
@@ -117,7 +118,7 @@ class Attempt:
 
     def judge(self, stopping: bool) -> tuple[str, str]:
         """Why the process ended, a `Failure` and words; recorded unless it did so itself."""
-        run, code = self.job.run, self.process.returncode
+        run, code = self.job.run, self._code
         told = run.failure if failure_time(self.job) != self.earlier else None
         if told is not None and code == Exit.INTERRUPTED:
             return Failure.INTERRUPTED if stopping else Failure.PREEMPTED, told["reason"]
@@ -132,8 +133,14 @@ class Attempt:
             run.fail(kind, reason)
         return kind, reason
 
-    def _kind(self, stopping: bool) -> str:
+    @property
+    def _code(self) -> int:
         code = self.process.returncode
+        assert code is not None, "only a process that has ended is judged"
+        return code
+
+    def _kind(self, stopping: bool) -> str:
+        code = self._code
         if self.stalled:
             return Failure.STALLED
         if stopping:
