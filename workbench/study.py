@@ -329,13 +329,19 @@ class Search:
 
     def study_of(self, label: str, recipe: Recipe, seeds: Iterable[int]) -> Study:
         """A recipe that was proposed, as a study of one arm."""
-        return Study(self.name, {label: recipe}, seeds, self.evaluation, self.resources)
+        arms = {label: recipe}
+        return Study(self.name, arms, seeds, evaluation=self.evaluation, resources=self.resources)
 
     def confirmation(self, arms: Mapping[str, Recipe]) -> Study:
         """The study of what is run again on fresh seeds."""
         question = f"How good are the winners of {self.name} on seeds that did not choose them?"
         return Study(
-            f"{self.name}-winner", arms, self.confirm, self.evaluation, self.resources, question
+            f"{self.name}-winner",
+            arms,
+            self.confirm,
+            evaluation=self.evaluation,
+            resources=self.resources,
+            question=question,
         )
 
 
