@@ -25,7 +25,8 @@ from workbench.tracking import Mirror
 pytestmark = pytest.mark.integration
 
 RECIPE = Recipe("arithmetic-1m", Data("arithmetic"), steps=3).using(upge.sft())
-STUDY = Study("served", {"SFT": RECIPE}, (0, 1), Evaluation(samples=4, suites=("chain",)))
+EVALUATION = Evaluation(samples=4, suites=("chain",))
+STUDY = Study("served", {"SFT": RECIPE}, (0, 1), evaluation=EVALUATION)
 START = 600  # seconds that a server may take to answer on a busy machine
 
 

@@ -330,7 +330,7 @@ class Search:
     def study_of(self, label: str, recipe: Recipe, seeds: Iterable[int]) -> Study:
         """A recipe that was proposed, as a study of one arm."""
         arms = {label: recipe}
-        return Study(self.name, arms, seeds, self.evaluation, resources=self.resources)
+        return Study(self.name, arms, seeds, evaluation=self.evaluation, resources=self.resources)
 
     def confirmation(self, arms: Mapping[str, Recipe]) -> Study:
         """The study of what is run again on fresh seeds."""
@@ -339,7 +339,7 @@ class Search:
             f"{self.name}-winner",
             arms,
             self.confirm,
-            self.evaluation,
+            evaluation=self.evaluation,
             resources=self.resources,
             question=question,
         )
