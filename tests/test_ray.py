@@ -78,16 +78,23 @@ from pathlib import Path
 from workbench.records import Held, Run
 
 run, steps = Run(Path(sys.argv[1])), int(sys.argv[2])
-with run.claim():
+
+def work():
     with open(run.path / "attempts", "a") as handle:
-        handle.write(os.environ["RAY_NODE"] + "\\n" if "RAY_NODE" in os.environ else "?\\n")
+        handle.write("began\\n")
     for step in range(len(run.rows()) + 1, steps + 1):
         if run.stop_asked:
             run.fail("interrupted", run.stop_asked)
             sys.exit(130)
-        run.append("metrics.jsonl", {"step": step, "timestamp": step, "process": os.getppid()})
+        run.append("metrics.jsonl", {"step": step, "timestamp": step})
         time.sleep(0.25)
     run.finish({"steps": steps, "threads": os.environ["OMP_NUM_THREADS"]})
+
+try:
+    with run.claim():
+        work()
+except Held:  # the one on the lost node is not dead yet: the launcher waits for that
+    sys.exit(3)
 """
 
 
