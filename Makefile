@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test check clean
+.PHONY: install quickstart test integration check clean
 
 install: .venv/.installed
 
@@ -19,8 +19,13 @@ install: .venv/.installed
 quickstart: install
 	$(BIN)/workbench run studies/quickstart.py
 
+# A process a core: a file's tests stay together. Threads would only get in each other's way.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not integration"
+
+# Kills at every durable write, and real clusters, servers and databases that the tests start.
+integration: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "faults or integration"
 
 check: install
 	$(BIN)/ruff check .
