@@ -353,7 +353,7 @@ def test_a_forest_has_a_row_for_each_pair_and_a_point_for_each_seed(runs: loadin
     filled = [line.get_markerfacecolor() for line in means]
     assert filled == ["#d55e00" if p <= 0.0626 else "white" for p in frame["holm_p"]]
     untrained = Study("empty", dict(small().recipes), seeds=(99,), evaluation=small().evaluation)
-    empty = loading.runs(untrained, runs.root)
+    empty = loading.runs(untrained, runs.frames.root)
     assert forest(Comparison("gains", untrained, "SFT"), empty) is None
 
 

@@ -34,6 +34,7 @@ class Arm:
         jobs: those started, by seed.
         scores: of the seeds that are done.
         ended: `complete`, `pruned` or `failed`; empty while it goes on.
+        repeats: numbers of the trials that proposed it after the first.
     """
 
     trial: Trial
@@ -41,6 +42,7 @@ class Arm:
     jobs: dict[int, Job] = field(default_factory=dict)
     scores: dict[int, Scores] = field(default_factory=dict)
     ended: str = ""
+    repeats: list[int] = field(default_factory=list)
 
     def next_seed(self, seeds: Sequence[int], *, one_by_one: bool) -> int | None:
         """The seed to train next; one by one, only once those before it have a score."""
@@ -194,15 +196,20 @@ class Searcher:
         if len(arm.asked) > 1:
             for seed, scores in arm.scores.items():
                 self._report_to(asked, seed, scores)
+            arm.repeats.append(self._number - 1)
             if arm.ended:
                 self._tell(asked, arm)
-                trial = replace(self._trial(arm), number=self._number - 1)
-                self._news.append(Ended(trial, arm.ended, f"the same as {arm.trial.label}"))
+                self._news.append(self._repeated(arm, self._number - 1))
             return
         for seed in self.search.seeds:
             job = trials.own_job(self.search, arm.trial, seed, self.root)
             if job.done and not arm.ended:
                 self._scored(arm, seed, job)
+
+    def _repeated(self, arm: Arm, number: int) -> Ended:
+        """The end of a trial that proposed what another had: with that one's scores."""
+        trial = replace(self._trial(arm), number=number)
+        return Ended(trial, arm.ended, f"the same as {arm.trial.label}")
 
     def _trial(self, arm: Arm, stopped: str = "") -> Trial:
         """An arm's trial with the scores that it has by now."""
@@ -276,6 +283,7 @@ class Searcher:
             self._tell(asked, arm)
         stopped = reason if state == "pruned" else ""
         self._news.append(Ended(self._trial(arm, stopped), state, reason))
+        self._news += [self._repeated(arm, number) for number in arm.repeats]
 
     def _tell(self, asked: optuna.Trial, arm: Arm) -> None:
         """A trial stopped between seeds counts with its mean so far, as Optuna advises."""
