@@ -202,6 +202,10 @@ def save(page: Page, folder: Path, name: str) -> list[Path]:
     """Writes the page as PDF, SVG and PNG, without dates: the same data give the same bytes."""
     page.draw_without_rendering()  # settles the layout, once for all formats
     page.set_layout_engine("none")
+    for ax in page.axes:
+        # The solver's last bits follow from where objects lie in memory; a PDF would show them.
+        left, bottom, width, height = (round(float(x), 6) for x in ax.get_position().bounds)
+        ax.set_position((left, bottom, width, height))
     paths = [folder / f"{name}.{kind}" for kind in FORMATS]
     for path, kind in zip(paths, FORMATS, strict=True):
         page.savefig(path, format=kind, metadata=_UNDATED[kind])
