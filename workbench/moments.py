@@ -112,11 +112,6 @@ class Measured:
     low: Array
     high: Array
 
-    @property
-    def is_limit(self) -> npt.NDArray[np.bool_]:
-        """Whether a quantity that cannot be negative is only bounded: its interval reaches 0."""
-        return self.low <= 0
-
 
 def jackknife(statistic: Callable[[Moments], Array], left_out: Moments) -> Measured:
     """A statistic of moments with its jackknife interval (Efron 1982, chapter 3).
