@@ -8,8 +8,7 @@
 The paper has a switch at 0 (Qwen) or 2/8 (Llama) and weighs SFT by 1, by 0.3 for its 1.5B model.
 Here Optuna draws a switch's threshold or a soft switch's centre and slope, each with the weight of
 SFT, on the small world. Trials are scored on the validation split; the winner and the paper's two
-gates are then run on fresh seeds and measured on the test suites. Not run yet: about an hour and a
-half on two cores.
+gates are then run on fresh seeds and measured on the test suites. Not run yet, and not timed.
 """
 
 from workbench import (
