@@ -26,6 +26,6 @@ def one_step(trainer, precise=True):
     sequences = [by_turns(s, row) for row, s in enumerate(graded)]
     rollout_statistics(sequences, tally)
     batch = collate(trainer, sequences)
-    batch_statistics(trainer.method, sequences, batch, tally)
     update(trainer, sequences, batch, tally)
+    batch_statistics(trainer.method, sequences, batch, tally)
     return sequences, batch, tally.metrics()

@@ -9,11 +9,23 @@ from steps import one_step
 from workbench import Data, Optimizer, Recipe, replace, upge
 from workbench.problems import Verdict
 from workbench.resources import Resources
+from workbench.training.policy import Policy
 from workbench.training.randomness import questions_of, seed_of
 from workbench.training.tally import Tally
-from workbench.training.trainer import collate, grade, sample, update
+from workbench.training.trainer import Trainer, collate, grade, sample, update
 
 METHODS = sorted(upge.NAMED)
+
+# Each reads something more of the old policy, of the current one, or of the base.
+MORE = {
+    "a choice by entropy": upge.grpo(upge.RatioClip(0.2) & upge.TopEntropy(0.5)),
+    "a choice by covariance": upge.grpo(upge.ClipCov(0.3, low=0.0)),
+    "two penalties": replace(
+        upge.hpt(),
+        auxiliary=(upge.KLPenalty(0.1, upge.K2(), to_base=True), upge.KLPenalty(0.1)),
+    ),
+    "an entropy bonus": replace(upge.luffy(), auxiliary=(upge.EntropyBonus(0.01),)),
+}
 
 
 def gradients(trainer):
@@ -38,6 +50,46 @@ def test_gradient_does_not_depend_on_micro_batches(name, small, trainer_of):
     noise = said["grad/variance"]
     assert noise > 0
     assert same == pytest.approx(said, rel=1e-2, abs=1e-4 * noise)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [*(make() for make in upge.NAMED.values()), *MORE.values()],
+    ids=[*upge.NAMED, *MORE],
+)
+def test_one_pass_is_the_update_that_two_make(method, small, trainer_of, monkeypatch):
+    """Where the old policy is scored before every update, and where the update's pass says it."""
+    recipe = replace(small, method=method, optimizer=Optimizer(max_norm=1e9))
+    found = []
+    for one_pass in (Trainer.one_pass, property(lambda _: False)):
+        monkeypatch.setattr(Trainer, "one_pass", one_pass)
+        trainer = trainer_of(recipe, Resources(tokens=300))
+        metrics = one_step(trainer)[2]
+        weights = torch.cat([p.detach().flatten() for _, p in trainer.policy.parameters()])
+        found.append((gradients(trainer), weights, metrics))
+    (one, moved, said), (two, wanted, expected) = found
+    assert one.norm() > 0
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6 * float(two.norm()))
+    torch.testing.assert_close(moved, wanted, rtol=0, atol=1e-6)
+    assert list(said) == list(expected)
+    assert said == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["grpo", "hpt", "luffy"])
+def test_one_pass_scores_every_rollout_once(name, small, trainer_of, monkeypatch):
+    trainer, rows = trainer_of(replace(small, method=upge.NAMED[name]())), []
+    score = Policy.score
+
+    def counted(policy, padded, *rest, **named):
+        rows.append(len(padded.ids))
+        return score(policy, padded, *rest, **named)
+
+    monkeypatch.setattr(Policy, "score", counted)
+    sequences, batch, _ = one_step(trainer, precise=False)
+    active = trainer.method.prepare(batch).active
+    assert sum(rows) == int((~batch.demonstration | active).sum()) <= len(sequences)
+    scored = ~batch.demonstration | active
+    assert ((batch.old_logprobs != 0).any(dim=1) == scored).all()
 
 
 @pytest.mark.parametrize("name", ["sft", "grpo", "hpt", "luffy"])

@@ -113,6 +113,22 @@ def test_what_is_not_trained_does_not_matter(method: Method, left: bool) -> None
     assert (method.weights(batch)[~batch.trained] == 0).all()
 
 
+# --- the old policy -------------------------------------------------------------------------------
+
+
+def settled(method: Method, batch: TokenBatch) -> list[Tensor]:
+    step = method.prepare(batch)
+    parts = [[term.advantage, term.selected, term.share] for term in step.terms]
+    return [step.alpha, step.beta, step.active, *(each for part in parts for each in part)]
+
+
+@every_method
+def test_what_a_method_settles_reads_the_old_policy_where_it_says_so(method: Method) -> None:
+    garbage = replace(BATCH, **{name: torch.full_like(BATCH.logprobs, nan) for name in PER_TOKEN})
+    pairs = zip(settled(method, BATCH), settled(method, garbage), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs) != method.needs_old
+
+
 # --- order and names ------------------------------------------------------------------------------
 
 

@@ -47,10 +47,10 @@ def train(
                 progress.sampled_tokens += sum(len(r.tokens) for rs in rollouts for r in rs)
             with tally.timed("time/estimate"):
                 batch = collate(trainer, sequences)
-                gate = batch_statistics(trainer.method, sequences, batch, tally)
             with tally.timed("time/update"):
                 update(trainer, sequences, batch, tally)
                 keeping.recover(trainer, run, tally)
+            gate = batch_statistics(trainer.method, sequences, batch, tally)
         if step % recipe.validation.every == 0 or step == recipe.steps:
             write_rollouts(run, step, sequences, gate)
             with tally.timed("time/validation"):

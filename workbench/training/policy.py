@@ -73,10 +73,13 @@ class Policy:
         """The text of a response without its end token."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def score(self, padded: Padded, entropy: bool = False) -> Current:
+    def score(
+        self, padded: Padded, entropy: bool = False, entropy_gradient: bool = False
+    ) -> Current:
         """Log-probabilities of the response tokens, [sequence, token], and what else is asked for.
 
-        Entropy is in nats at the same temperature; values are of the state before each token.
+        Entropy is in nats at the same temperature, a number alone unless `entropy_gradient`; values
+        are of the state before each token.
         """
         kept = padded.ids.shape[1] - padded.first + 1  # the token before a column predicts it
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -91,12 +94,16 @@ class Policy:
             logits = logits / self.temperature
         total = logits.logsumexp(dim=-1)
         chosen = logits.gather(2, padded.ids[:, padded.first :, None])[:, :, 0] - total
+        spread = None
+        if entropy:
+            with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+                spread = padded.by_response(_entropy(logits, total))
         values = None
         if self.value_head is not None:
             values = self.value_head(output.hidden_states[-1][:, -kept:-1].float())[:, :, 0]
         return Current(
             logprobs=padded.by_response(chosen),
-            entropy=padded.by_response(_entropy(logits, total)) if entropy else None,
+            entropy=spread,
             values=None if values is None else padded.by_response(values),
         )
 

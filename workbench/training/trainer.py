@@ -26,7 +26,7 @@ from workbench.training.evaluation import Count, count
 from workbench.training.gradient import SKETCH, Blocks, Sketch, blocks_of, ratios, windowed
 from workbench.training.policy import Policy, load_policy, pick_device
 from workbench.training.randomness import seed_of
-from workbench.training.sequences import Sequence, micro_batches, pad
+from workbench.training.sequences import Padded, Sequence, micro_batches, pad
 from workbench.training.statistics import ratio_statistics
 from workbench.training.tally import Tally
 
@@ -62,6 +62,17 @@ class Trainer:
         """The recipe's method; only recipes with one are trained."""
         assert isinstance(self.recipe.method, upge.Method)
         return self.recipe.method
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether the pass that an update differentiates is also the old policy's.
+
+        So it is where a batch gets one optimizer step, which no part of has to be settled from what
+        the old policy says.
+        """
+        recipe = self.recipe
+        once = recipe.updates_per_batch == recipe.epochs_per_batch == 1
+        return once and not self.method.needs_old
 
     @property
     def micro_batch(self) -> int:
@@ -234,11 +245,15 @@ def prompt_of(trainer: Trainer, problem: Problem) -> tuple[int, ...]:
 def collate(trainer: Trainer, sequences: list[Sequence]) -> upge.TokenBatch:
     """The step's batch with the old policy's log-probabilities, entropies and values.
 
-    Demonstrations that the gate gives no weight are not scored: nothing reads them.
+    Where one pass does, only rollouts that the update has no use for: it fills in the others'.
+    Demonstrations that the gate gives no weight are never scored: nothing reads them.
     """
     batch = unscored(trainer, sequences)
-    _, beta = trainer.method.gate_weights(batch)
-    read = ~batch.demonstration | (beta[batch.question] != 0)
+    if trainer.one_pass:
+        read = ~batch.demonstration & ~trainer.method.prepare(batch).active
+    else:
+        _, beta = trainer.method.gate_weights(batch)
+        read = ~batch.demonstration | (beta[batch.question] != 0)
     score_rows(trainer, sequences, batch, read.nonzero()[:, 0].tolist())
     return batch
 
@@ -271,17 +286,24 @@ def score_rows(
     """Fills in what the policy, as it is, says of some rows."""
     for micro in micro_batches(sequences, rows, trainer.micro_batch):
         padded = pad([sequences[r] for r in micro], trainer.policy.pad, trainer.policy.device)
-        old = trainer.policy.score(padded, entropy=True)
-        index = torch.tensor(micro, device=trainer.policy.device)
-        columns = slice(0, padded.width)
-        batch.logprobs[index, columns] = old.logprobs
-        batch.old_logprobs[index, columns] = old.logprobs
-        if batch.old_entropy is not None and old.entropy is not None:
-            batch.old_entropy[index, columns] = torch.where(padded.trained, old.entropy, 0.0)
-        if batch.values is not None and old.values is not None:
-            batch.values[index, columns] = torch.where(padded.trained, old.values, 0.0)
-        if batch.base_logprobs is not None and trainer.base is not None:
-            batch.base_logprobs[index, columns] = trainer.base.score(padded).logprobs
+        _fill(trainer, batch, micro, padded, trainer.policy.score(padded, entropy=True))
+
+
+@torch.no_grad()
+def _fill(
+    trainer: Trainer, batch: upge.TokenBatch, rows: list[int], padded: Padded, old: upge.Current
+) -> None:
+    """Writes into a batch what the old policy, and the base model, say of some rows."""
+    index = torch.tensor(rows, device=trainer.policy.device)
+    columns = slice(0, padded.width)
+    batch.logprobs[index, columns] = old.logprobs
+    batch.old_logprobs[index, columns] = old.logprobs
+    if batch.old_entropy is not None and old.entropy is not None:
+        batch.old_entropy[index, columns] = old.entropy
+    if batch.values is not None and old.values is not None:
+        batch.values[index, columns] = old.values
+    if batch.base_logprobs is not None and trainer.base is not None:
+        batch.base_logprobs[index, columns] = trainer.base.score(padded).logprobs
 
 
 # --- update ---------------------------------------------------------------------------------------
@@ -290,8 +312,14 @@ def score_rows(
 def update(
     trainer: Trainer, sequences: list[Sequence], batch: upge.TokenBatch, tally: Tally
 ) -> None:
-    """All optimizer steps over one batch: mini-batches of whole questions, some epochs of them."""
+    """All optimizer steps over one batch: mini-batches of whole questions, some epochs of them.
+
+    After it the batch has what the old policy says of every row that anything reads.
+    """
     recipe = trainer.recipe
+    if trainer.one_pass:
+        _optimizer_step(trainer, sequences, trainer.method.prepare(batch), tally)
+        return
     edges = torch.linspace(0, batch.questions, recipe.updates_per_batch + 1).round().int().tolist()
     for _ in range(recipe.epochs_per_batch):
         for first, last in pairwise(edges):
@@ -339,7 +367,10 @@ def _accumulate(
 ) -> float:
     """Adds the gradient of some rows and returns their loss."""
     padded = pad([sequences[r] for r in rows], trainer.policy.pad, trainer.policy.device)
-    current = trainer.policy.score(padded, entropy=trainer.method.needs_entropy)
+    learned = trainer.method.needs_entropy
+    current = trainer.policy.score(padded, learned or trainer.one_pass, learned)
+    if trainer.one_pass:
+        _fill(trainer, step.batch, rows, padded, current)
     missing = step.batch.trained.shape[1] - padded.width
     wide = upge.Current(
         *(None if t is None else functional.pad(t, (0, missing)) for t in _tensors(current))  # type: ignore[arg-type]

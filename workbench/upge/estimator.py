@@ -92,3 +92,8 @@ class Estimator(Objective):
     @property
     def needs_values(self) -> bool:
         return self.advantage.needs_values
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether `settle` reads what the old policy says of the tokens."""
+        return self.mask.needs_old or self.needs_values

@@ -23,6 +23,11 @@ class Mask(Component):
 
     inert_on_policy: ClassVar[bool] = False  # whether it keeps everything where pi equals pi_old
 
+    @property
+    def needs_old(self) -> bool:
+        """Whether `select` reads what the old policy says of the tokens."""
+        return False
+
     def select(self, batch: TokenBatch, advantage: PerToken, stream: PerSequence) -> PerToken:
         """Keeps every token, unless a mask chooses among the tokens of the step's stream."""
         return torch.ones_like(batch.logprobs)
@@ -48,6 +53,10 @@ class Both(Mask):
 
     first: Mask
     second: Mask
+
+    @property
+    def needs_old(self) -> bool:
+        return self.first.needs_old or self.second.needs_old
 
     def select(self, batch: TokenBatch, advantage: PerToken, stream: PerSequence) -> PerToken:
         return self.first.select(batch, advantage, stream) * self.second.select(
@@ -187,6 +196,10 @@ class ClipCov(Mask):
         require(0 < self.share <= 1, self, "share", "a share of tokens, above 0 and at most 1")
         require(self.low < self.high, self, "low", f"below high, which is {self.high}")
 
+    @property
+    def needs_old(self) -> bool:
+        return True
+
     def select(self, batch: TokenBatch, advantage: PerToken, stream: PerSequence) -> PerToken:
         tokens = batch.trained & stream[:, None]
         count = int(tokens.sum())
@@ -233,6 +246,10 @@ class TopEntropy(Mask):
 
     def check(self) -> None:
         require(0 < self.share <= 1, self, "share", "a share of tokens, above 0 and at most 1")
+
+    @property
+    def needs_old(self) -> bool:
+        return True
 
     def select(self, batch: TokenBatch, advantage: PerToken, stream: PerSequence) -> PerToken:
         if batch.old_entropy is None:

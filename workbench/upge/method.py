@@ -44,6 +44,11 @@ class Term(Component):
     estimator: Estimator
     coefficient: float | EntropyWeight = 1.0
 
+    @property
+    def needs_old(self) -> bool:
+        """Whether settling it reads what the old policy says of the tokens."""
+        return self.estimator.needs_old or isinstance(self.coefficient, EntropyWeight)
+
 
 Stream = Estimator | tuple[Term, ...] | None
 
@@ -109,6 +114,14 @@ class Method(Objective):
     @property
     def needs_values(self) -> bool:
         return any(term.estimator.needs_values for term in self.all_terms)
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether `prepare` reads what the old policy says: log-probabilities, entropy, values.
+
+        Where it does not, those of a row may be filled in as late as the loss of that row.
+        """
+        return any(term.needs_old for term in self.all_terms)
 
     @property
     def has_auxiliary(self) -> bool:
