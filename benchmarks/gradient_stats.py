@@ -27,7 +27,7 @@ def main() -> None:
     torch.set_num_threads(1)
     base = Recipe("arithmetic-1m", Data("arithmetic", train=600))
     frozen = replace(base, optimizer=Optimizer(learning_rate=0.0))  # every step the same work
-    for method in (upge.grpo(), upge.hpt()):
+    for method in (upge.grpo(), upge.hpt(), upge.luffy()):
         off, on = (opened(frozen.using(method, gradient_blocks=blocks)) for blocks in (1, 8))
         pairs = [(seconds(off, step), seconds(on, step)) for step in range(1, STEPS + 1)][1:]
         for place, what in enumerate(("whole step", "update")):
@@ -35,7 +35,7 @@ def main() -> None:
             having = [pair[1][place] for pair in pairs]
             each = [b / a - 1 for a, b in zip(without, having, strict=True)]
             print(
-                f"{method.label:5} {what:11} without {statistics.median(without):.3f} s, with "
+                f"{method.label:5} {what:10} without {statistics.median(without):.3f} s, with "
                 f"{statistics.median(having):.3f} s, overhead {statistics.median(each):+.1%} "
                 f"(median of {len(each)} pairs, {min(each):+.1%} to {max(each):+.1%})"
             )

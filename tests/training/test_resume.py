@@ -50,9 +50,9 @@ def assert_same_end(run: Run, other: Run, steps: int) -> None:
         assert mine == (other.checkpoint_path(steps) / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("method", ["hpt", "ppo"])
-def test_kill_and_resume_is_bit_identical(method, small, tmp_path):
-    recipe = replace(small, method=upge.NAMED[method](), updates_per_batch=2)
+@pytest.mark.parametrize(("method", "updates"), [("hpt", 1), ("hpt", 2), ("ppo", 2)])
+def test_kill_and_resume_is_bit_identical(method, updates, small, tmp_path):
+    recipe = replace(small, method=upge.NAMED[method](), updates_per_batch=updates)
     whole, killed = Run(tmp_path / "a/cells/x/seed-0"), Run(tmp_path / "b/cells/x/seed-0")
     for run in (whole, killed):
         run.create(recipe, 0)

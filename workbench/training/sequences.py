@@ -74,9 +74,9 @@ def pad(sequences: Many[Sequence], filler: int, device: torch.device) -> Padded:
     """The sequences as tensors."""
     starts = torch.tensor([len(s.prompt) for s in sequences])
     lengths = torch.tensor([len(s.response) for s in sequences])
-    ids = torch.full((len(sequences), int((starts + lengths).max())), filler)
-    for row, s in enumerate(sequences):
-        ids[row, : _length(s)] = torch.tensor(s.prompt + s.response)
+    real = torch.arange(int((starts + lengths).max())) < (starts + lengths)[:, None]
+    ids = torch.full(real.shape, filler)
+    ids[real] = torch.tensor([token for s in sequences for token in s.prompt + s.response])
     trained = torch.arange(int(lengths.max())) < lengths[:, None]
     return Padded(ids.to(device), starts.to(device), int(starts.min()), trained.to(device))
 
