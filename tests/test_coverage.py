@@ -13,7 +13,7 @@ from analysis.bootstrap import (
     probability_of_improvement,
 )
 from analysis.intervals import Interval, of_share, over_problems, over_seeds
-from workbench.passk import mean_interval, mean_pass_at_k, mean_pass_at_k_over_samples
+from workbench.passk import mean_interval, mean_pass_at_k_over_samples, pass_at_k
 
 Draw = Callable[[np.random.Generator], tuple[Interval, float]]
 
@@ -97,7 +97,7 @@ def test_pass_at_k_over_problems(n: int, k: int) -> None:
     truth = 1 - np.prod([(b + j) / (a + b + j) for j in range(k)])
 
     def draw(random: np.random.Generator) -> tuple[Interval, float]:
-        found = mean_pass_at_k(n, random.binomial(n, random.beta(a, b, 40)), [k])
+        found = mean_interval(pass_at_k(n, random.binomial(n, random.beta(a, b, 40)), [k]))
         return Interval(float(found.mean[0]), found.low[0], found.high[0], 40, "problems"), truth
 
     assert 0.91 <= covered(draw) <= 0.98

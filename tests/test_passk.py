@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from workbench.passk import mean_interval, mean_pass_at_k, pass_at_k, t_quantile
+from workbench.passk import mean_interval, pass_at_k, t_quantile
 
 
 def exact(n: int, c: int, k: int) -> Fraction:
@@ -87,11 +87,3 @@ def test_one_unit_has_no_interval_and_none_is_refused() -> None:
     assert np.isnan(found.high).all()
     with pytest.raises(ValueError, match="at least one unit"):
         mean_interval([])
-
-
-def test_the_mean_over_problems_stays_a_share() -> None:
-    found = mean_pass_at_k(4, [0, 4, 4, 4], [1, 4])
-    assert found.mean == pytest.approx([0.75, 0.75])
-    assert found.high.tolist() == [1.0, 1.0]
-    assert 0 <= found.low[0] < 0.75
-    assert found.units == 4

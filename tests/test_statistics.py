@@ -17,7 +17,7 @@ from analysis.bootstrap import (
 from analysis.intervals import of_share
 from analysis.paired import EXACT, differences, holm, sign_flip, smallest_p
 from workbench.passk import (
-    mean_pass_at_k,
+    mean_interval,
     mean_pass_at_k_over_samples,
     pass_at_k,
     pass_at_k_with_replacement,
@@ -303,7 +303,7 @@ def test_samples_vary_far_less_than_problems() -> None:
     correct = random.binomial(2048, random.beta(0.3, 0.9, 40))
     ks = 2 ** np.arange(11)
     over_samples = mean_pass_at_k_over_samples(2048, correct, ks)
-    over_problems = mean_pass_at_k(2048, correct, ks)
+    over_problems = mean_interval(pass_at_k(2048, correct, ks))
     assert over_samples.mean == pytest.approx(over_problems.mean)
     width = (over_samples.high - over_samples.low) / (over_problems.high - over_problems.low)
     assert np.all((width > 0) & (width < 0.52)) and np.all(width[:7] < 0.1)

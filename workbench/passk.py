@@ -75,20 +75,6 @@ def pass_at_k_with_replacement(
     return 1.0 - np.power.outer(wrong, ks.ravel()).reshape((*right.shape, *ks.shape))
 
 
-def mean_pass_at_k(
-    samples: npt.ArrayLike, correct: npt.ArrayLike, k: npt.ArrayLike, level: float = LEVEL
-) -> Estimate:
-    """Averages Pass@k over problems, with a t interval over problems, cut to [0, 1].
-
-    The interval speaks of the population that the problems were drawn from: how far this mean may
-    lie from that of other problems of the same kind, for this one checkpoint. It says nothing of
-    another training run, and little of these problems sampled again, which varies far less. Where k
-    is above n/4, the samples' own noise is no longer small and the interval covers too seldom.
-    """
-    found = mean_interval(pass_at_k(np.atleast_1d(samples), np.atleast_1d(correct), k), level)
-    return Estimate(found.mean, np.maximum(found.low, 0), np.minimum(found.high, 1), found.units)
-
-
 def mean_pass_at_k_over_samples(
     samples: npt.ArrayLike, correct: npt.ArrayLike, k: npt.ArrayLike, level: float = LEVEL
 ) -> Estimate:

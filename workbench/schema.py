@@ -80,6 +80,7 @@ METRICS = {
         Metric("time/validation", "Validation", "s"),
         Metric("time/step", "Step", "s"),
         Metric("validation/pass_at_1", "Validation accuracy", "share"),
+        Metric("validation/length", "Length of validation responses", "tokens"),
     )
 }
 
