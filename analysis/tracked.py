@@ -22,7 +22,13 @@ from workbench.identity import fingerprint, nearest
 from workbench.records import write_json
 from workbench.schema import EVAL_PASS_AT_1, PASS_AT_K, File, Tag
 from workbench.study import Study
-from workbench.tracking.store import is_there, prepare_mlflow, set_defaults, sqlite_path
+from workbench.tracking.store import (
+    TRAINING_VIEW,
+    is_there,
+    prepare_mlflow,
+    set_defaults,
+    sqlite_path,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -117,11 +123,11 @@ def links(study: Study, uri: str, page: str) -> Links:
         (
             run.data.tags[Tag.LABEL],
             int(run.data.tags[Tag.SEED]),
-        ): f"{address}/runs/{run.info.run_id}"
+        ): f"{address}/runs/{run.info.run_id}{TRAINING_VIEW}"
         for run in _runs(client, experiment.experiment_id)
         if Tag.LABEL in run.data.tags and Tag.SEED in run.data.tags
     }
-    return Links(f"{address}/runs", found)
+    return Links(f"{address}/runs{TRAINING_VIEW}", found)
 
 
 def _client(uri: str) -> "MlflowClient":

@@ -18,7 +18,14 @@ from analysis.page import Links
 from analysis.tracked import fetch, histories, links
 from workbench import plan
 from workbench.schema import Tag
-from workbench.tracking import Mirror, ensure_store, experiments, log_report, store_uri
+from workbench.tracking import (
+    TRAINING_VIEW,
+    Mirror,
+    ensure_store,
+    experiments,
+    log_report,
+    store_uri,
+)
 
 STUDY = make_study("tracked", arms=("base", "SFT", "HPT", "SFT->GRPO"), seeds=(0, 1))
 FRAMES = ("history", "evaluations", "questions", "budget")
@@ -148,10 +155,11 @@ def test_an_experiment_that_is_not_there_is_refused_with_the_nearest(
 def test_links_lead_to_the_experiment_and_each_run(file_uri: str, tmp_path: Path) -> None:
     found = links(STUDY, file_uri, "http://127.0.0.1:5000/")
     identity = experiments(file_uri, [STUDY.name])[STUDY.name]
-    assert found.experiment == f"http://127.0.0.1:5000/#/experiments/{identity}/runs"
+    page, view = f"http://127.0.0.1:5000/#/experiments/{identity}/runs", TRAINING_VIEW
+    assert found.experiment == page + view
     assert {("SFT", 0), ("SFT", 1), ("base", 0), ("HPT", 0)} <= set(found.runs)
     for address in found.runs.values():
-        run = MlflowClient(file_uri).get_run(address.rpartition("/")[2])
+        run = MlflowClient(file_uri).get_run(address.removeprefix(f"{page}/").removesuffix(view))
         assert run.data.tags[Tag.STUDY] == STUDY.name
     assert links(make_study(), file_uri, "http://x") == Links()
     assert links(STUDY, f"sqlite:///{tmp_path / 'none.db'}", "http://x") == Links()

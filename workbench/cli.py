@@ -520,7 +520,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from workbench.tracking import experiments, set_defaults, store_uri
+    from workbench.tracking import TRAINING_VIEW, experiments, set_defaults, store_uri
 
     if options.host not in LOCAL_HOSTS:
         raise Mistake(
@@ -536,7 +536,7 @@ def _ui(options: argparse.Namespace) -> int:
     ]  # fmt: skip
     print(page, flush=True)
     for name, identity in experiments(uri, names).items():
-        print(f"{name}: {page}/#/experiments/{identity}/runs", flush=True)
+        print(f"{name}: {page}/#/experiments/{identity}/runs{TRAINING_VIEW}", flush=True)
     if remote:
         return OK
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]

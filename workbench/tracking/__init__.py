@@ -2,9 +2,17 @@
 
 from workbench.tracking.mirror import Mirror
 from workbench.tracking.report import log_report
-from workbench.tracking.store import ensure_store, experiments, set_defaults, sqlite_path, store_uri
+from workbench.tracking.store import (
+    TRAINING_VIEW,
+    ensure_store,
+    experiments,
+    set_defaults,
+    sqlite_path,
+    store_uri,
+)
 
 __all__ = [
+    "TRAINING_VIEW",
     "Mirror",
     "ensure_store",
     "experiments",

@@ -23,6 +23,11 @@ DEFAULTS = {
 }
 
 
+# MLflow's pages begin in their view of GenAI applications and take the other from the address alone
+# (3.17 reads no tag of the experiment for it).
+TRAINING_VIEW = "?workflowType=machine_learning"
+
+
 def set_defaults() -> None:
     """Sets what MLflow reads from the environment, where the user has not."""
     for name, value in DEFAULTS.items():
