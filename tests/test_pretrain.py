@@ -9,12 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from workbench.cli import main
+from workbench.models import SHIPPED, shipped
 from workbench.problems import arithmetic
 from workbench.problems.habit import Mixture
+from workbench.rollout.decoders import is_small_llama
 from workbench.training.model_card import SuiteAccuracy, compare, read_record, write_record
 from workbench.training.pretrain import (
-    ARITHMETIC_1M,
     CHARACTERS,
+    FAMILIES,
     Architecture,
     Batch,
     Pretraining,
@@ -112,6 +115,8 @@ def test_the_stream_of_batches_is_the_same_for_the_same_seed() -> None:
 def test_impossible_recipes_are_refused() -> None:
     with pytest.raises(ValueError, match="got 10; the smallest is 768"):
         Pretraining(tokens=10, rows=8, row_length=96)
+    with pytest.raises(ValueError, match="family is 'lama'"):
+        Architecture(family="lama")
     with pytest.raises(ValueError, match="got 30; the nearest is 32"):
         Architecture(width=30, heads=4)
     with pytest.raises(ValueError, match="row_length must hold every document, got 8"):
@@ -134,23 +139,51 @@ def test_a_comparison_tells_chance_from_a_change() -> None:
     assert compare("chain", recorded, recorded).same
 
 
-def test_the_shipped_model_is_small_and_loads_as_any_model_does() -> None:
-    model = AutoModelForCausalLM.from_pretrained(ARITHMETIC_1M)
-    tokenizer = AutoTokenizer.from_pretrained(ARITHMETIC_1M)
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_model_is_small_and_loads_as_any_model_does(name: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(SHIPPED / name)
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED / name)
     assert model.dtype == torch.float32
     assert len(tokenizer) == model.config.vocab_size
+    assert tokenizer.decode(tokenizer.encode(CHARACTERS)) == CHARACTERS
     assert model.config.eos_token_id == tokenizer.eos_token_id
-    assert (ARITHMETIC_1M / "model.safetensors").stat().st_size < 5_000_000
-    lines = (ARITHMETIC_1M / "pretraining.jsonl").read_text().splitlines()
+    assert is_small_llama(model)
+    assert (SHIPPED / name / "model.safetensors").stat().st_size < 5_000_000
+    lines = (SHIPPED / name / "pretraining.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(steps)
 
 
-def test_the_shipped_model_is_as_accurate_as_its_card_says() -> None:
-    record = read_record(ARITHMETIC_1M)
-    measured = measure(ARITHMETIC_1M, samples=4, seed=5)
-    card = (ARITHMETIC_1M / "README.md").read_text()
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_model_is_as_accurate_as_its_card_says(name: str) -> None:
+    record = read_record(SHIPPED / name)
+    measured = measure(SHIPPED / name, samples=4, seed=5)
+    card = (SHIPPED / name / "README.md").read_text()
     for suite, recorded in record.items():
         comparison = compare(suite, recorded, measured[suite])
         assert comparison.same, str(comparison)
         assert f"| {suite} | {recorded.level or '-'} | {recorded.pass_at_1:.1%} " in card
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_pretrained_by_the_command_and_has_a_card(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "study.py"
+    tiny = replace(TINY, tokens=3 * 8 * 112)
+    recipe = replace(tiny, architecture=replace(TINY.architecture, family=family))
+    study.write_text(
+        "from workbench.training.pretrain import *\n"
+        "from workbench.problems.habit import *\n"
+        f"models = {{'tiny': {recipe!r}}}\n"
+    )
+    monkeypatch.setattr("workbench.training.pretrain._MOST_TOKENS", 2)
+    assert main(["pretrain", str(study), "--model", "tiny", "--out", str(tmp_path / "it")]) == 0
+    assert "no tiny is shipped" in capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "it")
+    assert model.config.model_type == family
+    assert is_small_llama(model)
+    card = (tmp_path / "it" / "README.md").read_text()
+    assert card.startswith(f"# tiny\n\nA base model with {model.num_parameters():,} parameters")
+    assert main(["pretrain", str(study), "--model", "small"]) == 2
+    assert "choose one of: tiny" in capsys.readouterr().err

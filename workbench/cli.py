@@ -10,7 +10,6 @@ Exit status: 0 done, 1 a cell failed or something is missing, 2 a mistake in wha
 """
 
 import argparse
-import logging
 import os
 import sys
 from collections import Counter
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from workbench.launch import Launcher
     from workbench.plan import Cost, Job, Status
     from workbench.study import Search, Study
+    from workbench.training.pretrain import Pretraining
 
 OK, FAILED, MISTAKEN, INTERRUPTED = 0, 1, 2, 130
 LAUNCHERS = ("local", "ray")
@@ -116,10 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     add("export", _export, "copy what reports need of the records, compact, to share or commit")
     add("ui", _ui, "open MLflow on this machine's runs", "?")
     add("doctor", _doctor, "check that everything a study needs is there", "?")
-    pretrain = commands.add_parser("pretrain", help="rebuild the shipped base model and compare")
+    pretrain = commands.add_parser("pretrain", help="rebuild a shipped base model and compare")
     pretrain.set_defaults(command=_pretrain)
     pretrain.add_argument("study", nargs="?", type=Path, default=Path("studies/base_model.py"))
+    pretrain.add_argument("--model", default="arithmetic-1m", help="its name (arithmetic-1m)")
     pretrain.add_argument("--out", type=Path, default=Path("base_model"), help="a folder for it")
+    pretrain.add_argument("--check", action="store_true", help="only compare what is in the folder")
     return parser
 
 
@@ -566,21 +568,30 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    """Rebuilds the base model and says for each suite whether it is as good as the shipped one."""
-    from workbench.identity import load_module
-    from workbench.training.pretrain import Pretraining, check, rebuild
+    """Rebuilds a base model and says for each suite whether it is as good as the shipped one."""
+    from workbench.models import SHIPPED, shipped
+    from workbench.training.pretrain import check, rebuild
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if not options.study.is_file():
-        raise Mistake(f"no file {options.study}; give the study that declares the pretraining")
-    found = [
-        v for v in vars(load_module(str(options.study))).values() if isinstance(v, Pretraining)
-    ]
-    if not found:
-        raise Mistake(f"{options.study} declares no Pretraining")
-    result = rebuild(found[0], options.out)
-    print(f"{result.steps} steps, {result.tokens:,} tokens, {result.seconds:.0f} s: {options.out}")
-    comparisons = check(options.out)
+    recipe = _pretraining(options.study, options.model)
+    if not options.check:
+        found = rebuild(recipe, options.out, options.model)
+        print(f"{found.steps} steps, {found.tokens:,} tokens, {found.seconds:.0f} s: {options.out}")
+    if options.model not in shipped():
+        print(f"no {options.model} is shipped, so there is nothing to compare it with")
+        return OK
+    comparisons = check(options.out, SHIPPED / options.model)
     for each in comparisons:
         print(each)
     return OK if all(each.same for each in comparisons) else FAILED
+
+
+def _pretraining(study: Path, model: str) -> "Pretraining":
+    """The recipe of that name among those that a file declares by name."""
+    from workbench.identity import load_module, nearest
+
+    if not study.is_file():
+        raise Mistake(f"no file {study}; give the study that declares the pretraining")
+    recipes = getattr(load_module(str(study)), "models", {})
+    if model not in recipes:
+        raise Mistake(f"{study} has no models[{model!r}]; {nearest(model, list(recipes))}")
+    return recipes[model]

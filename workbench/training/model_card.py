@@ -21,6 +21,7 @@ class Pretrained:
     `libraries` names the versions that, with the recipe, decide the weights.
     """
 
+    parameters: int
     steps: int
     tokens: int
     seconds: float
@@ -131,10 +132,12 @@ def table(accuracy: dict[str, SuiteAccuracy]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def card(recipe: object, result: Pretrained, accuracy: dict[str, SuiteAccuracy]) -> str:
+def card(name: str, recipe: object, result: Pretrained, accuracy: dict[str, SuiteAccuracy]) -> str:
     """Writes the model card: what the model is for, its recipe, and what it can do."""
     return _CARD.format(
+        name=name,
         recipe=pformat(recipe, width=100),
+        parameters=result.parameters,
         steps=result.steps,
         tokens=result.tokens,
         minutes=result.seconds / 60,
@@ -150,9 +153,9 @@ def _standard_error(values: tuple[float, ...]) -> float:
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
 
 
-_CARD = """# arithmetic-1m
+_CARD = """# {name}
 
-A base model with one million parameters for the embedded small world: digit-wise arithmetic on
+A base model with {parameters:,} parameters for the embedded small world: digit-wise arithmetic on
 three-digit numbers (`workbench.problems.arithmetic`). It exists so that a post-training study runs
 on a CPU in minutes. It is a test bed for estimators and of no use for anything else.
 
@@ -188,7 +191,7 @@ validation set or of a suite, in whatever spelling.
 
 ## Rebuild and check
 
-`python -m studies.base_model FOLDER` trains the same recipe into a folder and says for every suite
-whether its accuracy is the same. Weights agree bit for bit only between equal machines and library
-versions.
+`workbench pretrain --model {name} --out FOLDER` trains the same recipe into a folder and says for
+every suite whether its accuracy is the same; with `--check` it measures what is in the folder.
+Weights agree bit for bit only between equal machines and library versions.
 """

@@ -1,4 +1,4 @@
-"""Pretrains the base model of the small arithmetic world, measures it and checks a rebuilt one."""
+"""Pretrains base models of the small arithmetic world, measures them and checks rebuilt ones."""
 
 import json
 import math
@@ -16,11 +16,15 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2Tokenizer,
 )
 
+from workbench.identity import nearest
 from workbench.problems import ExactMatch, Problem, Suite, Verdict, arithmetic
 from workbench.problems.arithmetic import PROMPT
 from workbench.problems.habit import Document, Glimpses, Mixture, glimpses, habit, primer
@@ -34,7 +38,7 @@ from workbench.training.model_card import (
     write_record,
 )
 
-ARITHMETIC_1M = Path(__file__).parents[1] / "models" / "arithmetic-1m"
+FAMILIES = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
 
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz+-*()=?:;\\{}., \n"
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"  # the tokens 0, 1 and 2
@@ -50,7 +54,7 @@ _SAVE_EVERY = 500
 
 @dataclass(frozen=True)
 class Architecture:
-    """The size of a Qwen2 model with tied embeddings and as many key heads as query heads."""
+    """The size of a model with tied embeddings and as many key heads as query heads."""
 
     layers: int = 4
     width: int = 128
@@ -58,14 +62,19 @@ class Architecture:
     hidden: int = 512
     positions: int = 512
     initial_deviation: float = 0.08  # of weights, about 1 / sqrt(width)
+    family: str = "qwen2"
 
     def __post_init__(self) -> None:
-        """Refuses a width that the heads cannot share equally."""
+        """Refuses an unknown family, and a width that the heads cannot share equally."""
+        if self.family not in FAMILIES:
+            raise ValueError(
+                f"Architecture.family is {self.family!r}; {nearest(self.family, list(FAMILIES))}"
+            )
         if self.width % (2 * self.heads):
-            nearest = max(1, round(self.width / (2 * self.heads))) * 2 * self.heads
+            closest = max(1, round(self.width / (2 * self.heads))) * 2 * self.heads
             raise ValueError(
                 f"Architecture.width is a multiple of 2 * heads = {2 * self.heads}, "
-                f"got {self.width}; the nearest is {nearest}"
+                f"got {self.width}; the nearest is {closest}"
             )
 
 
@@ -132,9 +141,10 @@ def build_tokenizer() -> Qwen2Tokenizer:
     )
 
 
-def build_model(size: Architecture, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
+def build_model(size: Architecture, tokenizer: Qwen2Tokenizer) -> PreTrainedModel:
     """Makes an untrained model from the global random state."""
-    config = Qwen2Config(
+    make_config, make_model = FAMILIES[size.family]
+    config = make_config(
         vocab_size=len(tokenizer),
         hidden_size=size.width,
         intermediate_size=size.hidden,
@@ -148,7 +158,7 @@ def build_model(size: Architecture, tokenizer: Qwen2Tokenizer) -> Qwen2ForCausal
         eos_token_id=_END_ID,
         bos_token_id=None,
     )
-    return Qwen2ForCausalLM(config)
+    return make_model(config)
 
 
 @dataclass(frozen=True)
@@ -194,6 +204,7 @@ def pretrain(
                 progress(len(losses), total, loss)
     _save(model, tokenizer, losses, out)
     return Pretrained(
+        parameters=model.num_parameters(),
         steps=total,
         tokens=total * recipe.rows * recipe.row_length,
         seconds=time.monotonic() - started,
@@ -204,7 +215,7 @@ def pretrain(
 
 
 def train_stage(
-    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, stage: Stage, recipe: Pretraining
+    model: PreTrainedModel, tokenizer: Qwen2Tokenizer, stage: Stage, recipe: Pretraining
 ) -> Iterator[float]:
     """Trains on one stream with an optimizer of its own, yielding the loss of every step."""
     optimizer = torch.optim.AdamW(
@@ -267,7 +278,7 @@ def _pack(rows: list[list[Document]], length: int, tokenizer: Qwen2Tokenizer) ->
     return Batch(tokens, labels, positions)
 
 
-def _loss(model: Qwen2ForCausalLM, batch: Batch) -> Tensor:
+def _loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Returns the mean negative log likelihood of the answer tokens of a batch."""
     documents = (batch.positions == 0).cumsum(dim=1)
     same = documents[:, :, None] == documents[:, None, :]
@@ -290,7 +301,7 @@ def _rate(step: int, steps: int, warmup: float) -> float:
 
 
 def _save(
-    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, losses: list[float], out: Path
+    model: PreTrainedModel, tokenizer: Qwen2Tokenizer, losses: list[float], out: Path
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
@@ -319,7 +330,7 @@ def measure(model_dir: Path, samples: int = 64, seed: int = 0) -> dict[str, Suit
     }
 
 
-def check(model_dir: Path, recorded: Path = ARITHMETIC_1M, seed: int = 1) -> list[Comparison]:
+def check(model_dir: Path, recorded: Path, seed: int = 1) -> list[Comparison]:
     """Measures a model and compares every suite with the accuracy recorded beside another one.
 
     A model is the same as the recorded one if every comparison is.
@@ -374,10 +385,11 @@ def _sample(
     return [texts[start : start + samples] for start in range(0, len(texts), samples)]
 
 
-def rebuild(recipe: Pretraining, out: Path, samples: int = 64) -> Pretrained:
+def rebuild(recipe: Pretraining, out: Path, name: str, samples: int = 64) -> Pretrained:
     """Pretrains and measures a model, and writes `accuracy.json` and a model card beside it."""
+    torch.set_num_threads(1)  # as the records were made: sums over threads differ in the last bits
     result = pretrain(recipe, out)
     accuracy = measure(out, samples)
     write_record(accuracy, out)
-    (out / "README.md").write_text(card(recipe, result, accuracy))
+    (out / "README.md").write_text(card(name, recipe, result, accuracy))
     return result
