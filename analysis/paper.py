@@ -45,8 +45,8 @@ def paper(
         methods: labels of the main comparison, the untrained base among them.
         ours: the arm that the paper is about.
         before: the arm that Figures 3 and 4 compare it with.
-        paradigms: the arms of Table 5, each with the paper's row (`SFT/ON`, `OFF/ON`, `Mix/ON`).
-        gates: the arms of Table 6 and Figure 8, each with the paper's row (`0.0`, `0.125`, `0.25`).
+        paradigms: the arms of Table 5, as `off_policy` takes them.
+        gates: the arms of Table 6 and Figure 8, as `thresholds` takes them.
         others: methods beside the arms in Table 1.
     """
     trained = [each for each in methods if study.recipes[each].method is not None]
@@ -85,36 +85,46 @@ def paper(
         ),
     ]
     if paradigms:
-        found.append(
-            Table(
-                "table-5",
-                study,
-                arms=tuple(paradigms),
-                reported="table5_offpolicy",
-                reported_rows=paradigms,
-                title="Table 5: off-policy RL in place of SFT",
-            )
-        )
+        found += off_policy(study, paradigms)
     if gates:
-        found += [
-            Figure(
-                "figure-8",
-                study,
-                y=("reward/mean", "offline/questions"),
-                arms=tuple(gates),
-                smooth=SMOOTH,
-                title="Figure 8: gate thresholds",
-            ),
-            Table(
-                "table-6",
-                study,
-                arms=tuple(gates),
-                reported="table6_gate",
-                reported_rows=gates,
-                title="Table 6: gate thresholds",
-            ),
-        ]
+        found += thresholds(study, gates)
     return tuple(found)
+
+
+def off_policy(study: Study, rows: Mapping[str, str]) -> tuple[Output, ...]:
+    """Table 5; `rows` are its arms, each with the paper's row (`SFT/ON`, `OFF/ON`, `Mix/ON`)."""
+    return (
+        Table(
+            "table-5",
+            study,
+            arms=tuple(rows),
+            reported="table5_offpolicy",
+            reported_rows=rows,
+            title="Table 5: off-policy RL in place of SFT",
+        ),
+    )
+
+
+def thresholds(study: Study, rows: Mapping[str, str]) -> tuple[Output, ...]:
+    """Figure 8 and Table 6; `rows` are their arms, each with the paper's (`0.0` to `0.25`)."""
+    return (
+        Figure(
+            "figure-8",
+            study,
+            y=("reward/mean", "offline/questions"),
+            arms=tuple(rows),
+            smooth=SMOOTH,
+            title="Figure 8: gate thresholds",
+        ),
+        Table(
+            "table-6",
+            study,
+            arms=tuple(rows),
+            reported="table6_gate",
+            reported_rows=rows,
+            title="Table 6: gate thresholds",
+        ),
+    )
 
 
 def dynamics(study: Study, arms: Sequence[str] = ()) -> tuple[Output, ...]:
