@@ -10,6 +10,7 @@ from pathlib import Path
 
 import analysis
 from workbench import Data, Evaluation, Recipe, Study, plan, upge
+from workbench.compact import write_tables
 from workbench.records import write_lines
 from workbench.schema import File
 from workbench.tracking.points import write_compact
@@ -42,17 +43,19 @@ def timed(study: Study, root: Path) -> str:
 
 
 def main() -> None:
-    """Prints the seconds from run directories and from their compact copies."""
+    """Prints the seconds from run directories, with tables beside their lines and without."""
     base = Recipe("arithmetic-1m", Data("arithmetic"), upge.sft(), steps=STEPS)
     study = Study("many", {"SFT": base}, range(RUNS), Evaluation(suites=("chain",)))
     with tempfile.TemporaryDirectory() as folder:
         root, compact = Path(folder) / "mlruns", Path(folder) / "compact"
         record(study, root)
+        print(f"{RUNS} runs x {METRICS} metrics x {STEPS} steps:", end=" ")
+        print(f"lines alone {timed(study, root)},", end=" ", flush=True)
         for job in plan.jobs(study, root):
+            write_tables(job.run, job.run.path)  # as a worker does when a run ends
             copy = compact / job.run.path.relative_to(root)
             copy.mkdir(parents=True)
             write_compact(job, copy)
-        print(f"{RUNS} runs x {METRICS} metrics x {STEPS} steps:", end=" ")
         print(f"run directories {timed(study, root)}, compact copies {timed(study, compact)}")
 
 

@@ -116,7 +116,7 @@ class File:
     DOING = "doing.txt"
     STOP = "stop.json"
     TRIALS = "trials.jsonl"
-    # The same records in a compact copy, such as MLflow's artifacts of a run.
+    # The same records as tables, beside them and in copies such as MLflow's artifacts of a run.
     HISTORY_TABLE = "history.parquet"
     QUESTIONS_TABLE = "questions.parquet"
 

@@ -139,6 +139,7 @@ def _complete(
 
 
 def _train(run: Run, resources: Resources, keep: list[int], stopping: _Stopping) -> None:
+    from workbench.compact import write_tables
     from workbench.training.loop import train
     from workbench.training.trainer import open_trainer
 
@@ -149,6 +150,7 @@ def _train(run: Run, resources: Resources, keep: list[int], stopping: _Stopping)
     trainer = open_trainer(run, resources)
     train(trainer, run, keep, stopping)
     rows = run.rows()
+    write_tables(run, run.path)
     progress = trainer.progress
     run.finish(
         {

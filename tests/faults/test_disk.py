@@ -24,6 +24,7 @@ FULL = {
     "checkpoints.begun": None,
     "progress.json.begun": None,
     "manifest.json.begun": None,
+    "history.parquet.begun": 3,
     "result.json.begun": 3,
     "evaluations.begun": 3,
 }

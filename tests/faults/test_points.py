@@ -44,6 +44,8 @@ LIVES = {
         *new("manifest.json"),
         "checkpoints.hidden",
         "checkpoints.removed",
+        *new("history.parquet"),
+        *new("questions.parquet"),
         *new("result.json"),
         *new("evaluations"),
     ],

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from workbench.compact import write_tables
 from workbench.identity import fingerprint
 from workbench.passk import pass_at_k
 from workbench.plan import Job
@@ -139,11 +140,7 @@ def write_compact(job: Job, folder: Path) -> None:
     for name in (File.SPEC, File.PROVENANCE, File.DATA, File.RESULT, File.FAILURE):
         if (path / name).exists():
             shutil.copy(path / name, folder / name)
-    tables = {File.METRICS: File.HISTORY_TABLE, File.QUESTIONS: File.QUESTIONS_TABLE}
-    for lines, table in tables.items():
-        rows = job.run.rows(lines)
-        if rows:
-            pd.DataFrame(rows).to_parquet(folder / table, compression="zstd")
+    write_tables(job.run, folder)
     measured = [p for m in job.measurements if (p := job.run.evaluation_path(m)).exists()]
     for source in measured:
         (folder / File.EVALUATIONS).mkdir(exist_ok=True)
