@@ -22,6 +22,10 @@ from workbench.study import Study
 PAGE = "report.html"
 
 
+class NoRuns(ValueError):
+    """A study none of whose runs is finished, so that there is nothing to report."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What was written, and the main table for the terminal.
@@ -76,7 +80,8 @@ def report(
         links: to the runs in MLflow.
 
     Raises:
-        ValueError: a wrong declaration, an unknown name in `only`, or no finished run.
+        NoRuns: no run is finished.
+        ValueError: a wrong declaration, or an unknown name in `only`.
     """
     declared = [each for each in outputs if each.study == study] or list(defaults(study))
     wanted = _chosen(declared, only)
@@ -84,7 +89,7 @@ def report(
         each.check()
     runs = load_runs(study, source or root)
     if not runs.kept:
-        raise ValueError(
+        raise NoRuns(
             f"study {study.name!r} has no finished run under {source or root} "
             f"({len(runs.missing)} to train); run it first"
         )

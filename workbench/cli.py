@@ -426,8 +426,22 @@ def _print_problems(failed: Iterable["Job"], behind: dict[str, str], uri: str) -
 def _report(options: argparse.Namespace) -> int:
     file, root = load(options.study, options.name), _root(options)
     studies = _having(file, options.only or [])
+    waiting: list[str] = []
+
+    def write(study: "Study") -> None:
+        from analysis.report import NoRuns
+
+        try:
+            _write_report(file, study, root, options)
+        except NoRuns as error:
+            waiting.append(str(error))
+            if len(waiting) == len(studies):
+                raise
+
     for variable in studies:
-        file.checked(variable, lambda study: _write_report(file, study, root, options))
+        file.checked(variable, write)
+    for text in waiting:
+        print(f"not reported: {text}", file=sys.stderr)
     for variable in file.searches if not options.only else ():
         from workbench import cli_search
 
