@@ -148,11 +148,19 @@ def test_a_study_runs_reports_and_runs_no_more(project: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SFT · seed 0  finished" in done.stdout
     assert (project / "mlflow.db").exists()
-    assert list((project / "mlruns" / "reports" / "one").iterdir())
+    reports = project / "mlruns" / "reports" / "one"
+    drawn = {path: path.stat().st_mtime_ns for path in reports.iterdir()}
+    assert reports / "results.md" in drawn
     again = workbench("run", "studies.py", "--study", "one", cwd=project)
     assert again.returncode == 0
     assert "one: 2 runs, 0 to train or measure" in again.stdout
     assert "started" not in again.stdout
+    shown = done.stdout[done.stdout.index("Method") :]
+    assert shown == again.stdout[again.stdout.index("Method") :]
+    assert {path: path.stat().st_mtime_ns for path in reports.iterdir()} == drawn
+    (reports / "results.csv").unlink()
+    workbench("run", "studies.py", "--study", "one", cwd=project)
+    assert (reports / "results.csv").exists()
     status = workbench("status", "studies.py", "--study", "one", cwd=project)
     assert status.stdout.count("finished") == 2
     report = workbench("report", "studies.py", "--study", "one", "--only", "results", cwd=project)

@@ -24,11 +24,8 @@ from workbench.records import Held
 from workbench.studyfile import Mistake, StudyFile, load
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table as RichTable
 
-    from analysis.output import Output
-    from analysis.page import Links
     from workbench.launch import Launcher
     from workbench.plan import Cost, Job, Status
     from workbench.study import Search, Study
@@ -38,7 +35,6 @@ OK, FAILED, MISTAKEN, INTERRUPTED = 0, 1, 2, 130
 LAUNCHERS = ("local", "ray")
 LAUNCHER_HELP = "processes of this machine, or an existing Ray cluster"
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
-UI_PORT = 5000
 
 R = TypeVar("R")
 
@@ -104,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "export":
             each.add_argument("--to", type=Path, required=True, help="a folder for the records")
         if name == "ui":
-            each.add_argument("--port", type=int, default=UI_PORT, help="of the page (5000)")
+            each.add_argument("--port", type=int, default=5000, help="of the page (5000)")
             each.add_argument("--host", default=LOCAL_HOSTS[0], help="this machine only")
 
     add("plan", _plan, "list the runs and what they cost, start nothing")
@@ -125,23 +121,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _console() -> "Console":
-    from rich.console import Console
-
-    wide = None if sys.stdout.isatty() else 160  # a pipe has no width; do not fold at 80
-    return Console(markup=False, highlight=False, width=wide)
-
-
-def _grid(*titles: str) -> "RichTable":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    return table
-
-
 def _root(options: argparse.Namespace) -> Path:
     return options.root.resolve()
 
@@ -151,6 +130,7 @@ def _root(options: argparse.Namespace) -> Path:
 
 def _loaded(options: argparse.Namespace) -> StudyFile:
     """The study file with everything checked that can be before training."""
+    from workbench.cli_report import outputs
     from workbench.launch import slots
     from workbench.plan import validate
 
@@ -158,7 +138,7 @@ def _loaded(options: argparse.Namespace) -> StudyFile:
     for variable, study in file.studies.items():
         file.checked(variable, validate)
         file.checked(variable, lambda each: slots(each.resources))
-        for output in _outputs(file, study):
+        for output in outputs(file, study):
             file.checked(variable, lambda _, output=output: output.check())
     if file.searches:
         from workbench import cli_search
@@ -168,51 +148,44 @@ def _loaded(options: argparse.Namespace) -> StudyFile:
     return file
 
 
-def _outputs(file: StudyFile, study: "Study") -> "list[Output]":
-    """The file's outputs of a study, alone or in tuples; none where it imports no `analysis`."""
-    if "analysis" not in sys.modules:
-        return []
-    from analysis.output import Output
-
-    named = vars(file.module).values()
-    every = [each for value in named for each in (value if isinstance(value, tuple) else (value,))]
-    return [each for each in every if isinstance(each, Output) and each.study == study]
-
-
 def _plan(options: argparse.Namespace) -> int:
     from workbench import plan
+    from workbench.terminal import console
 
-    console, file = _console(), _loaded(options)
+    terminal, file = console(), _loaded(options)
     for study in file.studies.values():
         jobs = plan.jobs(study, _root(options))
-        console.print(_plan_table(study, jobs))
+        terminal.print(_plan_table(study, jobs))
         summary = _plan_summary(study, jobs, plan.cost(jobs, _root(options)))
         for line in (*summary, *_declared(file, study)):
-            console.print(line)
+            terminal.print(line)
     for search in file.searches.values():
         from workbench import cli_search
 
         for line in cli_search.describe(search, _root(options)):
-            console.print(line)
+            terminal.print(line)
     return OK
 
 
 def _declared(file: StudyFile, study: "Study") -> list[str]:
     """What the file's comparisons decide while there are no runs yet to decide it by."""
-    outputs = _outputs(file, study)
-    if not outputs:
+    from workbench.cli_report import outputs
+
+    found = outputs(file, study)
+    if not found:
         return []
     from analysis import Comparison
 
-    return [f"{each.name}: {each.declared}" for each in outputs if isinstance(each, Comparison)]
+    return [f"{each.name}: {each.declared}" for each in found if isinstance(each, Comparison)]
 
 
 def _plan_table(study: "Study", jobs: Sequence["Job"]) -> "RichTable":
     """One row for each arm, its runs counted by status."""
     from workbench import plan, provenance
+    from workbench.terminal import grid
 
     code = provenance.code()
-    table = _grid("arm", "runs", "steps", "note")
+    table = grid("arm", "runs", "steps", "note")
     arms: dict[str, list[Job]] = {}
     for job in jobs:
         arms.setdefault(job.label, []).append(job)
@@ -272,11 +245,12 @@ def _status(options: argparse.Namespace) -> int:
     from rich.text import Text
 
     from workbench import plan, provenance
+    from workbench.terminal import console, grid
 
-    console, code = _console(), provenance.code()
+    terminal, code = console(), provenance.code()
     file = load(options.study, options.name)
     for variable, study in file.studies.items():
-        table = _grid("run", "status", "step", "detail")
+        table = grid("run", "status", "step", "detail")
         for job in file.checked(variable, lambda each: plan.jobs(each, _root(options))):
             found = plan.status(job)
             steps = f"{_last_step(job, found)}/{plan.steps_of(job.recipe)}"
@@ -284,16 +258,16 @@ def _status(options: argparse.Namespace) -> int:
             style = {"failed": "red", "finished": "green", "running": "cyan"}.get(found.kind, "")
             detail = "; ".join(each for each in (found.detail, stale) if each)
             table.add_row(job.name, Text(found.kind, style=style), steps, detail)
-        console.print(study.name)
-        console.print(table)
+        terminal.print(study.name)
+        terminal.print(table)
     for search in file.searches.values():
         from workbench import cli_search
 
-        table = _grid("trial", "state", "score", "detail")
+        table = grid("trial", "state", "score", "detail")
         for row in cli_search.rows(search, _root(options)):
             table.add_row(*row)
-        console.print(search.name)
-        console.print(table)
+        terminal.print(search.name)
+        terminal.print(table)
     return OK
 
 
@@ -337,6 +311,7 @@ def _probe(options: argparse.Namespace) -> int:
 
 def _search(options: argparse.Namespace) -> int:
     from workbench import cli_search
+    from workbench.terminal import console
     from workbench.tracking import set_defaults
 
     set_defaults()
@@ -348,13 +323,13 @@ def _search(options: argparse.Namespace) -> int:
         if options.trials is not None:
             search = file.checked(variable, lambda each: replace(each, trials=options.trials))
         launch = partial(_launcher, options)
-        found = cli_search.run(search, root, _console(), launch, options.storage)
+        found = cli_search.run(search, root, console(), launch, options.storage)
         code = max(code, found.status)
         if code == INTERRUPTED:
             break
         if found.confirmation is not None:
             code = max(code, _run_study(file, found.confirmation, options))
-            cli_search.report(search, root, _console())
+            cli_search.report(search, root, console())
     return code
 
 
@@ -382,23 +357,24 @@ def _launcher(
 def _run_study(
     file: StudyFile, study: "Study", options: argparse.Namespace, probes_only: bool = False
 ) -> int:
-    from workbench import plan
+    from workbench import cli_report, plan
     from workbench.display import Display
+    from workbench.terminal import console
     from workbench.tracking import Mirror, set_defaults
 
     set_defaults()
-    console, root = _console(), _root(options)
+    terminal, root = console(), _root(options)
     jobs = plan.jobs(study, root)
     if probes_only:
         jobs = [replace(job, measurements=()) for job in jobs if job.probes]
     launcher, mirror = _launcher(options, jobs, study), Mirror(study, root, jobs)
     left = sum(not job.done for job in jobs)
-    console.print(f"{study.name}: {len(jobs)} runs, {left} to train or measure")
+    terminal.print(f"{study.name}: {len(jobs)} runs, {left} to train or measure")
     for line in _probe_lines(jobs):
-        console.print(line)
+        terminal.print(line)
     mirror.start()
     try:
-        with Display(console, jobs) as show:
+        with Display(terminal, jobs) as show:
             for event in launcher.run():
                 if event is not None:
                     show(event)
@@ -406,9 +382,9 @@ def _run_study(
         behind = mirror.close()
     _print_problems(launcher.failed, behind, mirror.uri)
     if any(job.done for job in jobs) and not probes_only:
-        _write_report(file, study, root)
-    console.print(f"runs      {root / 'cells'}")
-    console.print(f"MLflow    workbench ui {file.path}   ({mirror.uri})")
+        cli_report.update(file, study, root, jobs)
+    terminal.print(f"runs      {root / 'cells'}")
+    terminal.print(f"MLflow    workbench ui {file.path}   ({mirror.uri})")
     if launcher.stopping:
         return INTERRUPTED
     return FAILED if launcher.failed else OK
@@ -424,93 +400,20 @@ def _print_problems(failed: Iterable["Job"], behind: dict[str, str], uri: str) -
 
 
 def _report(options: argparse.Namespace) -> int:
+    from workbench import cli_report
+    from workbench.terminal import console
+
     file, root = load(options.study, options.name), _root(options)
-    studies = _having(file, options.only or [])
-    waiting: list[str] = []
-
-    def write(study: "Study") -> None:
-        from analysis.report import NoRuns
-
-        try:
-            _write_report(file, study, root, options)
-        except NoRuns as error:
-            waiting.append(str(error))
-            if len(waiting) == len(studies):
-                raise
-
-    for variable in studies:
-        file.checked(variable, write)
-    for text in waiting:
-        print(f"not reported: {text}", file=sys.stderr)
+    for variable in cli_report.having(file, options.only or []):
+        file.checked(
+            variable,
+            lambda study: cli_report.write(file, study, root, options.only, options.source),
+        )
     for variable in file.searches if not options.only else ():
         from workbench import cli_search
 
-        file.checked(variable, lambda search: cli_search.report(search, root, _console()))
+        file.checked(variable, lambda search: cli_search.report(search, root, console()))
     return OK
-
-
-def _having(file: StudyFile, only: list[str]) -> list[str]:
-    """The studies that have one of the named outputs; all of them where nobody has it."""
-    names = {
-        variable: {output.name for output in _outputs(file, study)}
-        for variable, study in file.studies.items()
-    }
-    return [variable for variable, each in names.items() if each & set(only)] or list(names)
-
-
-def _write_report(
-    file: StudyFile, study: "Study", root: Path, options: argparse.Namespace | None = None
-) -> None:
-    """Writes the study's outputs, prints its first table and puts the page into MLflow."""
-    from analysis.report import report
-    from workbench.tracking import log_report, store_uri
-
-    console, uri = _console(), store_uri(root)
-    only = options.only if options else None
-    source = _source(study, root, options.source if options else None)
-    links = _mlflow(lambda: _links(study, uri)) if only is None else None
-    extra = {"links": links} if links is not None else {}
-    written = report(study, _outputs(file, study), root, only, source=source, **extra)
-    if written.rows:
-        table = _grid(*written.columns)
-        for row in written.rows:
-            table.add_row(*row)
-        console.print(table)
-    for note in written.notes:
-        console.print(note)
-    console.print(f"report    {written.folder} ({len(written.paths)} files)")
-    if only is None:
-        console.print(f"page      {written.folder / 'report.html'}")
-        _mlflow(lambda: log_report(study, written.folder, uri))
-
-
-def _source(study: "Study", root: Path, given: str | None) -> Path | None:
-    """The folder that a report is read from: the tracking folder, another, or a copy of MLflow."""
-    if given is None:
-        return None
-    if "://" in given or given == "databricks":
-        from analysis.tracked import fetch
-
-        return fetch(study, given, root / "tracked")
-    path = Path(given).resolve()
-    if not path.is_dir():
-        raise FileNotFoundError(f"no folder {given}; --from takes a folder or a tracking URI")
-    return path
-
-
-def _links(study: "Study", uri: str) -> "Links":
-    from analysis.tracked import links
-
-    return links(study, uri, _page(uri, UI_PORT))
-
-
-def _mlflow(act: Callable[[], R]) -> R | None:
-    """What MLflow gives, or nothing and a line that says why: it never stands in a report's way."""
-    try:
-        return act()
-    except Exception as error:  # whatever a store can raise
-        print(f"MLflow has no part in this report: {error}".splitlines()[0], file=sys.stderr)
-        return None
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -536,7 +439,14 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from workbench.tracking import TRAINING_VIEW, experiments, set_defaults, store_uri
+    from workbench.tracking import (
+        TRAINING_VIEW,
+        experiments,
+        is_remote,
+        page_of,
+        set_defaults,
+        store_uri,
+    )
 
     if options.host not in LOCAL_HOSTS:
         raise Mistake(
@@ -546,7 +456,7 @@ def _ui(options: argparse.Namespace) -> int:
         )
     set_defaults()
     uri = store_uri(_root(options))
-    remote, page = _is_remote(uri), _page(uri, options.port)
+    remote, page = is_remote(uri), page_of(uri, options.port)
     names = [] if options.study is None else [
         study.name for study in load(options.study, options.name).studies.values()
     ]  # fmt: skip
@@ -558,15 +468,6 @@ def _ui(options: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(options.port), "--workers", "1"]
     os.execv(command[0], command)  # this process becomes the server: what ends it, ends that
-
-
-def _is_remote(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
-
-
-def _page(uri: str, port: int) -> str:
-    """Where MLflow's pages are: the server's own, or what `workbench ui` serves."""
-    return uri.rstrip("/") if _is_remote(uri) else f"http://{LOCAL_HOSTS[0]}:{port}"
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
 
@@ -49,7 +50,7 @@ class Component:
         dataclasses.dataclass(frozen=True, repr=False)(cls)
 
     def __new__(cls, *args: Any, **fields: Any) -> Self:
-        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        known = field_names(cls)
         for name in fields:
             if name not in known:
                 hint = nearest(name, known) if known else "it has no fields"
@@ -88,9 +89,14 @@ def require(holds: bool, owner: Component, field: str, rule: str) -> None:
         raise ValueError(f"{type(owner).__name__}.{field} must be {rule}, got {value!r}")
 
 
-def field_names(value: Component | type[Component]) -> list[str]:
+def field_names(value: Component | type[Component]) -> tuple[str, ...]:
     """The names of a component's fields, in order."""
-    return [field.name for field in dataclasses.fields(value)]  # type: ignore[arg-type]
+    return _field_names(value if isinstance(value, type) else type(value))
+
+
+@cache
+def _field_names(kind: type[Component]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))  # type: ignore[arg-type]
 
 
 def replace(value: C, **changes: Any) -> C:

@@ -15,7 +15,7 @@ from workbench import models, provenance
 from workbench.identity import fingerprint, replace
 from workbench.problems import Chat, Corpus, Dataset, loaders
 from workbench.recipe import Measurement, Probe, Recipe, Start
-from workbench.records import Run, cells_root, read_json, run_of
+from workbench.records import Run, cells_root, folder_of, read_json, run_in, run_of
 from workbench.schema import File
 from workbench.study import Cell, Study, describe
 
@@ -111,10 +111,11 @@ def simplified(recipe: Recipe) -> Recipe:
 def resolve(study: Study, root: Path) -> list[Planned]:
     """Every cell of the study with the run directory that answers for it."""
     trained = _trained_for(study.recipes)
+    folders = {label: folder_of(root, study.recipes[label]) for label in set(trained.values())}
     planned = []
     for cell in study.cells:
         label = trained[cell.label]
-        run = run_of(root, study.recipes[label], seed_of(cell))
+        run = run_in(folders[label], seed_of(cell))
         planned.append(Planned(cell, run, None if label == cell.label else label))
     return planned
 

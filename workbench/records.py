@@ -253,7 +253,17 @@ def cells_root(root: Path) -> Path:
 
 
 def run_of(root: Path, recipe: Recipe, seed: int) -> Run:
-    """The run of a recipe and a seed: the same directory for every study that has the cell.
+    """The run of a recipe and a seed: the same directory for every study that has the cell."""
+    return run_in(folder_of(root, recipe), seed)
+
+
+def run_in(folder: Path, seed: int) -> Run:
+    """The run of a seed among those of a recipe."""
+    return Run(folder / f"seed-{seed}")
+
+
+def folder_of(root: Path, recipe: Recipe) -> Path:
+    """Where the runs of a recipe are, or will be.
 
     The hash decides: a directory whose readable part is out of date is found all the same.
     """
@@ -261,7 +271,7 @@ def run_of(root: Path, recipe: Recipe, seed: int) -> Run:
     cells = cells_root(root)
     stamp = cells.stat().st_mtime_ns if cells.is_dir() else 0
     name = _directories(cells, stamp).get(digest) or f"{slug(recipe)}-{digest}"
-    return Run(cells / name / f"seed-{seed}")
+    return cells / name
 
 
 @lru_cache(maxsize=8)

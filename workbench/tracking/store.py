@@ -26,6 +26,7 @@ DEFAULTS = {
 # MLflow's pages begin in their view of GenAI applications and take the other from the address alone
 # (3.17 reads no tag of the experiment for it).
 TRAINING_VIEW = "?workflowType=machine_learning"
+UI_PORT = 5000
 
 
 def set_defaults() -> None:
@@ -38,6 +39,16 @@ def store_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI, or `mlflow.db` beside the tracking folder: MLflow's own default."""
     chosen = os.environ.get("MLFLOW_TRACKING_URI")
     return chosen or f"sqlite:///{quote(str(root.resolve().parent / 'mlflow.db'))}"
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a store is a server's, with pages of its own."""
+    return uri.startswith(("http://", "https://"))
+
+
+def page_of(uri: str, port: int = UI_PORT) -> str:
+    """Where MLflow's pages are: the server's own, or what `workbench ui` serves."""
+    return uri.rstrip("/") if is_remote(uri) else f"http://127.0.0.1:{port}"
 
 
 def sqlite_path(uri: str) -> Path | None:
