@@ -4,14 +4,13 @@ Everything is computed from the moments that a probe recorded, from all replicat
 of them, so that every number has its jackknife interval, differences of two methods included.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from pyarrow.parquet import read_schema
 
 from analysis.figure import Drawing, Panels
 from analysis.intervals import Interval
@@ -19,74 +18,29 @@ from analysis.load import Runs, pick
 from analysis.output import Tabular
 from analysis.panel import Line, Mark, Panel, Scatter
 from analysis.sheet import Entry, Head, Sheet
+from workbench import estimates as recorded
+from workbench.estimates import EVERYONE, estimates, moments_of
 from workbench.identity import nearest
-from workbench.moments import Array, Measured, Moments, jackknife
+from workbench.moments import STATISTICS, Array, Measured, Moments, jackknife
 from workbench.recipe import Probe
 from workbench.records import Row
 from workbench.study import Study, differing, flatten
 
-KEYS = ["label", "seed", "probe_seed", "step", "distance", "mu", "band_low", "band_high"]
-ABOUT = ["solve_rate", "questions"]
-STATISTICS: dict[str, Callable[[Moments], Array]] = {
-    "bias_squared": lambda m: m.bias_squared,
-    "variance": lambda m: m.variance,
-    "mse": lambda m: m.mse,
-    "relative_bias": lambda m: m.relative_bias,
-    "cosine": lambda m: m.cosine,
-    "scale_free_error": lambda m: m.scale_free_error,
-    "scaled_bias": lambda m: m.scaled_bias,
-    "scaled_variance": lambda m: m.scaled_variance,
-    "noise_scale": lambda m: m.noise_scale,
-}
 OVERSHOOT = 1.0  # the scale-free error of no estimate at all
 
 
 def probed(runs: Runs) -> pd.DataFrame:
-    """Every recorded moment of the study's probes, as it was measured.
-
-    One row for each cell, probe, method, truth (`mu`), band of solve rates and left-out replicate
-    (-1: none), with `inner`, `square`, `truth_square`, `variance` and `within`; `sketch_error` is
-    the relative error of a squared length in the probe's sketch, as it was measured.
-    """
-    found = []
-    for each in runs.kept:
-        for probe in runs.study.probes:
-            path = each.run.probe_path(probe)
-            if path.exists():
-                error = float(read_schema(path).metadata[b"sketch_error"])
-                key = {"label": each.cell.label, "seed": each.cell.seed, "probe_seed": probe.seed}
-                found.append(pd.read_parquet(path).assign(**key, sketch_error=error))
-    columns = [*KEYS, *ABOUT, "method", "left_out", *_PARTS, "sketch_error"]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
-
-
-_PARTS = ("inner", "square", "truth_square", "variance", "within")
-
-
-def estimates(moments: pd.DataFrame) -> pd.DataFrame:
-    """Every statistic with its interval: `name`, `name_low`, `name_high` for each method.
-
-    Args:
-        moments: what `probed` returns, or some of its rows.
-
-    Returns:
-        One row for each cell, probe, truth, band and method.
-    """
-    rows = []
-    for _, mine in moments.groupby([*KEYS, "method"], sort=True):
-        row = {name: mine[name].iloc[0] for name in [*KEYS, "method", *ABOUT]}
-        for name, statistic in STATISTICS.items():
-            found = jackknife(statistic, moments_of(mine))
-            row |= {name: float(found.value)}
-            row |= {f"{name}_low": float(found.low), f"{name}_high": float(found.high)}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def moments_of(rows: pd.DataFrame) -> Moments:
-    """One method's moments as `jackknife` takes them: all replicates first."""
-    ordered = rows.sort_values("left_out")
-    return Moments(*(ordered[name].to_numpy("float64") for name in _PARTS[:4]))
+    """Every recorded moment of the study's probes, of each cell: see `workbench.estimates`."""
+    found = [
+        recorded.probed(each.run, runs.study.probes).assign(
+            label=each.cell.label, seed=each.cell.seed
+        )
+        for each in runs.kept
+    ]
+    if not found:
+        columns = [*recorded.KEYS, *recorded.ABOUT, "method", "left_out", *recorded.SKETCHES]
+        return pd.DataFrame(columns=["label", "seed", *columns])
+    return pd.concat(found, ignore_index=True)
 
 
 def difference(moments: pd.DataFrame, one: str, other: str, name: str) -> Measured:
@@ -99,9 +53,12 @@ def difference(moments: pd.DataFrame, one: str, other: str, name: str) -> Measur
     """
     statistic = STATISTICS[name]
     first, second = (statistic(moments_of(pick(moments, method=m))) for m in (one, other))
-    apart = first - second
-    # Only the last axis is used: the difference stands where the moments of one method do.
-    return jackknife(lambda m: m.inner, Moments(apart, apart, apart, apart))
+    return _jackknife(first - second)
+
+
+def _jackknife(found: Array) -> Measured:
+    """The interval of what was computed from all replicates, then without each of them."""
+    return jackknife(lambda m: m.inner, Moments(found, found, found, found))
 
 
 # --- what a study declares ------------------------------------------------------------------------
@@ -132,11 +89,6 @@ def _values(probe: Probe, field: str) -> tuple[float, ...]:
 _FIELDS = {"probe_seed": "seed"}
 
 
-def _of_everyone(moments: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the band that holds all questions."""
-    return pick(moments, band_low=-1.0, band_high=1.0)
-
-
 @dataclass(frozen=True)
 class Estimators(Tabular):
     """Every method at one probe, the least scale-free error first, with paired differences.
@@ -144,9 +96,10 @@ class Estimators(Tabular):
     Attributes:
         step, distance, mu, probe_seed: of the probe.
         baseline: the method that the others are compared with, component by component.
+        columns: the statistics that are shown, of `workbench.moments.STATISTICS`.
 
     Raises:
-        ValueError: on `check`, a probe or method that the study does not have.
+        ValueError: on `check`, a probe, a method or a statistic that there is not.
     """
 
     step: int = 0
@@ -154,6 +107,7 @@ class Estimators(Tabular):
     mu: float = 0.0
     probe_seed: int = 0
     baseline: str = "grpo"
+    columns: Sequence[str] = ("relative_bias", "cosine", "noise_scale", "scale_free_error")
 
     @property
     def _probe(self) -> dict[str, Any]:
@@ -162,29 +116,31 @@ class Estimators(Tabular):
 
     def check(self) -> None:
         _check(self.study, "Estimators", [self.baseline], **self._probe)
+        for name in self.columns:
+            if name not in STATISTICS:
+                known = nearest(name, list(STATISTICS))
+                raise ValueError(f"Estimators.columns names statistic {name!r}; {known}")
 
     def sheet(self, runs: Runs) -> Sheet:
-        moments = pick(_of_everyone(probed(runs)), **self._probe)
-        rows = [self._row(moments, found) for found in estimates(moments).to_dict("records")]
-        ordered = sorted(rows, key=lambda row: _order(row[_ERROR]))
-        best = ordered[0][_ERROR].text if ordered else ""
-        marked = [
-            tuple(replace(e, best=at == _ERROR and e.text == best) for at, e in enumerate(row))
-            for row in ordered
-        ]
-        return Sheet(self.name, _HEADS, tuple(marked), self._notes(moments))
+        moments = pick(probed(runs), **EVERYONE, **self._probe)
+        found = estimates(moments)
+        if not found.empty:
+            found = found.sort_values("scale_free_error", kind="stable", na_position="last")
+        rows = [self._row(moments, row) for row in found.to_dict("records")]
+        heads = (*_NAMED, *(Head(_TITLES[name], name) for name in self.columns), _APART)
+        return Sheet(self.name, heads, tuple(map(tuple, rows)), self._notes(moments))
 
     def _row(self, moments: pd.DataFrame, found: Row) -> list[Entry]:
         method = str(found["method"])
         mine = pick(moments, label=found["label"], seed=found["seed"])
         apart = difference(mine, method, self.baseline, "scale_free_error")
         alone = method == self.baseline
-        changed = Entry("\N{EM DASH}" if alone else self._changed(method))
+        changed = Entry(_DASH if alone else self._changed(method))
         return [
             Entry(method, method),
             changed,
-            *(_entry(found, name) for name in _SHOWN),
-            Entry("\N{EM DASH}") if alone else _signed(apart),
+            *(_entry(found, name) for name in self.columns),
+            Entry(_DASH) if alone else _signed(apart),
         ]
 
     def _changed(self, method: str) -> str:
@@ -203,63 +159,73 @@ class Estimators(Tabular):
             return ("No probe of it is finished.",)
         replicates = len(set(moments["left_out"])) - 1
         questions = max(moments["questions"])
-        off = f"{self.distance} optimizer steps off policy" if self.distance else "on policy"
+        here, there = (max(moments[name]) for name in recorded.SKETCHES)
         return (
-            f"Step {self.step}, {off}, {questions} questions, {replicates} replicates on common "
-            f"rollouts, truth: gradient of J with mu = {self.mu:g}; gradients in a sketch whose "
-            f"squared lengths are off by {max(moments['sketch_error']):.1%}.",
+            f"Step {self.step}, {_distance(self.distance)}, {questions} questions, {replicates} "
+            f"replicates on common rollouts, truth: gradient of J with mu = {self.mu:g}; gradients "
+            f"in a sketch whose squared lengths are off by {here:.1%}, those of the truth's sample "
+            f"by {there:.1%}.",
             "\N{PLUS-MINUS SIGN}: half the 95% jackknife interval over replicates, for these "
             "questions; <: an interval that reaches 0, by its upper end; a dash: not determined.",
             "Scale-free error: of one training step after the best rescaling; 0 is the true "
-            "gradient, 1 no estimate at all. Bias and noise are its two parts.",
+            "gradient, 1 no estimate at all. Its difference is paired with the baseline's. Noise "
+            "scale: variance of that step over the squared length of its mean.",
         )
 
 
-_HEADS = (
+_DASH = "\N{EM DASH}"
+_NAMED = (
     Head("Method", "method", text=True),
     Head("Changed from the baseline", "changed", text=True),
-    Head("Relative bias", "relative_bias"),
-    Head("Cosine", "cosine"),
-    Head("Bias part", "scaled_bias"),
-    Head("Noise part", "scaled_variance"),
-    Head("Scale-free error", "scale_free_error"),
-    Head("Difference", "difference"),
 )
-_SHOWN = ("relative_bias", "cosine", "scaled_bias", "scaled_variance", "scale_free_error")
-_LENGTHS = ("relative_bias", "scaled_bias", "scaled_variance")  # cannot be negative
-_ERROR = 2 + _SHOWN.index("scale_free_error")
+_APART = Head("Error, difference", "difference")
+_TITLES = {
+    "bias_squared": "Squared bias",
+    "variance": "Variance",
+    "mse": "MSE",
+    "relative_bias": "Relative bias",
+    "cosine": "Cosine",
+    "directed_bias": "Squared relative bias",
+    "directed_variance": "Variance at that scale",
+    "scale_free_error": "Scale-free error",
+    "scaled_bias": "Bias part",
+    "scaled_variance": "Noise part",
+    "noise_scale": "Noise scale",
+}
+_SIGNED = ("cosine", "scale_free_error")  # all others cannot be negative
 
 
 def _entry(found: Row, name: str) -> Entry:
     value, low, high = (float(found[key]) for key in (name, f"{name}_low", f"{name}_high"))
     interval = Interval(value, low, high, 0, "replicates")
     if not np.isfinite(low):
-        return Entry("\N{EM DASH}", interval)
-    if name in _LENGTHS and low <= 0:
-        return Entry(f"< {max(high, 0.0):.2f}", interval)
-    return Entry(f"{value:.2f}", interval, f"{(high - low) / 2:.2f}")
+        return Entry(_DASH, interval)
+    if name not in _SIGNED and low <= 0:
+        return Entry(f"< {_number(max(high, 0.0))}", interval)
+    return Entry(_number(value), interval, _number((high - low) / 2))
+
+
+def _number(value: float) -> str:
+    """Two decimals, or three digits of what these would not show."""
+    return f"{value:.2f}" if value == 0 or 0.01 <= abs(value) < 100 else f"{value:.3g}"
 
 
 def _signed(apart: Measured) -> Entry:
     value, low, high = float(apart.value), float(apart.low), float(apart.high)
     interval = Interval(value, low, high, 0, "replicates")
     if not np.isfinite(low):
-        return Entry("\N{EM DASH}", interval)
+        return Entry(_DASH, interval)
     return Entry(f"{value:+.2f}", interval, f"{(high - low) / 2:.2f}")
-
-
-def _order(entry: Entry) -> float:
-    assert isinstance(entry.value, Interval)
-    return entry.value.mean if np.isfinite(entry.value.mean) else np.inf
 
 
 @dataclass(frozen=True)
 class BiasVariance(Drawing):
-    """Bias against variance, each at the estimator's best scale, one panel a probe.
+    """Squared bias against variance, one panel a probe.
 
-    Both are shares of the true gradient's squared length, so that estimators of any scale are
-    compared; along a dotted line their sum, the scale-free error, is constant. Methods with the
-    same moments share a mark.
+    Both at the scale that brings the estimator's mean nearest to the true gradient and as shares of
+    its squared length, so that estimators of any scale are compared: an unbiased one is at 0. Along
+    a dotted line their sum, the mean squared error, is constant. Methods with the same moments
+    share a mark.
 
     Attributes:
         methods: labels of those that are shown; empty shows all.
@@ -278,7 +244,8 @@ class BiasVariance(Drawing):
         return {label: label for label in shown}
 
     def panels(self, runs: Runs) -> Panels:
-        moments = pick(_of_everyone(probed(runs)), mu=self.mu, probe_seed=self.probe_seed)
+        every = probed(runs)
+        moments = pick(every, **EVERYONE, mu=self.mu, probe_seed=self.probe_seed)
         moments = pick(moments, method=tuple(self.keys(())))
         panels, left_out = [], []
         for step, distance in sorted(set(zip(moments["step"], moments["distance"], strict=True))):
@@ -289,12 +256,16 @@ class BiasVariance(Drawing):
             left_out += [f"{where}: {each} is not determined" for each in lost]
         if not panels:
             return Panels((), left_out=("no probe of it is finished",))
-        note = "95% jackknife intervals over replicates; an arrow: only an upper limit is known."
+        note = (
+            "At each estimator's best scale, as shares of the true gradient's squared length.\n"
+            "95% jackknife intervals over replicates; an arrow: only an upper limit is known.\n"
+            "Dotted: the same mean squared error."
+        )
         return Panels(tuple(panels), note, tuple(left_out))
 
 
 _BIAS, _NOISE = "Squared bias (share)", "Variance (share)"
-_SUMS = (0.25, 0.5, 0.75, 1.0)
+_SUMS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def _distance(steps: int) -> str:
@@ -312,7 +283,7 @@ def _marks(moments: pd.DataFrame, order: Sequence[str]) -> tuple[tuple[Mark, ...
         row = found.loc[method]
         axes = [
             tuple(float(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
-            for name in ("scaled_bias", "scaled_variance")
+            for name in ("directed_bias", "directed_variance")
         ]
         if not np.isfinite([end for axis in axes for end in axis]).all():
             lost.append(method)
@@ -324,90 +295,97 @@ def _marks(moments: pd.DataFrame, order: Sequence[str]) -> tuple[tuple[Mark, ...
 
 @dataclass(frozen=True)
 class ErrorBySolveRate(Drawing):
-    """Scale-free error of one training step against the questions' solve rate, one panel a step.
+    """Scale-free error of one training step against the questions' solve rate.
 
-    Where the first two methods cross is where a gate between them should switch; it is marked.
+    One panel a step of the run, one row of them for each truth. Where the first two methods cross
+    is where a gate between them should switch; it is marked, and the note has its interval.
 
     Attributes:
         methods: labels; the crossing is of the first two.
-        distance, mu, probe_seed: of the probes.
+        mu: weights of the demonstrations in the objectives whose gradients are the truths.
+        distance, probe_seed: of the probes.
     """
 
     methods: Sequence[str] = ("sft", "grpo")
+    mu: Sequence[float] = (0.0,)
     distance: int = 0
-    mu: float = 0.0
     probe_seed: int = 0
 
-    @property
-    def _probe(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("distance", "mu", "probe_seed")}
-
     def check(self) -> None:
-        _check(self.study, "ErrorBySolveRate", self.methods, **self._probe)
+        for mu in self.mu:
+            probe = {"distance": self.distance, "mu": mu, "probe_seed": self.probe_seed}
+            _check(self.study, "ErrorBySolveRate", self.methods, **probe)
         if len(self.methods) < 2:
             raise ValueError(f"ErrorBySolveRate.methods are two or more, got {self.methods}")
 
     def keys(self, labels: Sequence[str]) -> Mapping[str, str]:
-        return {label: label for label in (*self.methods, CROSSING)}
+        return {label: label for label in self.methods}
 
     def panels(self, runs: Runs) -> Panels:
-        moments = pick(probed(runs), **self._probe, method=tuple(self.methods))
+        moments = pick(probed(runs), distance=self.distance, probe_seed=self.probe_seed)
+        moments = pick(moments, method=tuple(self.methods))
         bands = pd.DataFrame(moments[moments["band_high"] - moments["band_low"] < 2.0])
         panels, notes = [], []
-        for step in sorted(set(bands["step"])):
-            mine = pick(bands, step=step)
-            lines = tuple(self._line(mine, method) for method in self.methods)
-            where = crossing(mine, self.methods[0], self.methods[1])
-            notes.append(f"step {step}: {_said(where)}")
-            if where is not None:
-                ends = np.array([0.0, OVERSHOOT])
-                lines = (*lines, Line(CROSSING, CROSSING, np.array([where, where]), ends))
-            panels.append(
-                Panel(f"Step {step}", "Solve rate", "Scale-free error", lines, y_range=(0.0, 1.25))
-            )
+        for mu in self.mu:
+            said = []
+            for step in sorted(set(bands["step"])):
+                mine = pick(bands, step=step, mu=mu)
+                where = crossing(mine, self.methods[0], self.methods[1])
+                said.append(f"step {step}: {_said(where)}")
+                panels.append(self._panel(mine, f"Step {step}, mu = {mu:g}", float(where.value)))
+            notes.append(f"mu = {mu:g}: {'; '.join(said)}")
         if not panels:
             return Panels((), left_out=("no probe of it is finished",))
         note = (
-            f"Truth: gradient of J, mu = {self.mu:g}, {_distance(self.distance)}.\n"
-            "Bands: 95% jackknife intervals over replicates.\n"
-            f"Crossing of {self.methods[0]} and {self.methods[1]}: {'; '.join(notes)}."
+            f"Truth: gradient of J_mu, {_distance(self.distance)}. Bands: 95% jackknife intervals "
+            "over replicates.\n"
+            f"Dotted: where {self.methods[0]} and {self.methods[1]} cross, with that interval.\n"
         )
-        return Panels(tuple(panels), note)
+        return Panels(tuple(panels), note + "\n".join(notes))
+
+    def _panel(self, moments: pd.DataFrame, title: str, where: float) -> Panel:
+        lines = tuple(self._line(moments, method) for method in self.methods)
+        marked = () if np.isnan(where) else (where,)
+        return Panel(
+            title, "Solve rate", "Scale-free error", lines, y_range=(0.0, 1.25), marked=marked
+        )
 
     def _line(self, moments: pd.DataFrame, method: str) -> Line:
         found = estimates(pick(moments, method=method)).sort_values("solve_rate")
-        x, y, low, high = (
-            found[name].to_numpy("float64")
-            for name in (
-                "solve_rate",
-                "scale_free_error",
-                "scale_free_error_low",
-                "scale_free_error_high",
-            )
-        )
+        names = ("scale_free_error", "scale_free_error_low", "scale_free_error_high")
+        x, y, low, high = (found[name].to_numpy("float64") for name in ("solve_rate", *names))
         return Line(method, method, x, y, (low, high))
 
 
-CROSSING = "crossing"
+def _said(where: Measured) -> str:
+    if np.isnan(where.value):
+        return "none"
+    if np.isnan(where.low):
+        return f"{where.value:.2f} (not in every replicate's absence)"
+    return f"{where.value:.2f} ({where.low:.2f} to {where.high:.2f})"
 
 
-def _said(where: float | None) -> str:
-    return "none" if where is None else f"{where:.2f}"
+def crossing(moments: pd.DataFrame, one: str, other: str) -> Measured:
+    """The solve rate at which the errors of two methods are equal, between two bands; NaN: none.
 
-
-def crossing(moments: pd.DataFrame, one: str, other: str) -> float | None:
-    """The solve rate at which the errors of two methods are equal, between two bands; or None.
-
-    Linear between the bands' mean solve rates, and the lowest if there are several.
+    Linear between the bands' mean solve rates, and the lowest if there are several. There is no
+    interval where the methods do not cross without some replicate.
     """
-    each = {
-        float(mine["solve_rate"].iloc[0]): float(
-            difference(mine, one, other, "scale_free_error").value
-        )
-        for _, mine in moments.groupby("band_low", sort=True)
-    }
-    points = [(rate, value) for rate, value in sorted(each.items()) if np.isfinite(value)]
+    rates, apart = [], []
+    for _, mine in moments.groupby("band_low", sort=True):
+        errors = [moments_of(pick(mine, method=m)).scale_free_error for m in (one, other)]
+        rates.append(float(mine["solve_rate"].iloc[0]))
+        apart.append(errors[0] - errors[1])
+    if not apart:
+        nothing = np.array(np.nan)
+        return Measured(nothing, nothing, nothing)
+    found = np.array([_crossing(rates, list(each)) for each in np.transpose(apart)])
+    return _jackknife(found)
+
+
+def _crossing(rates: Sequence[float], apart: Sequence[float]) -> float:
+    points = [point for point in sorted(zip(rates, apart, strict=True)) if np.isfinite(point[1])]
     for (left, below), (right, above) in pairwise(points):
         if below * above < 0:
             return left + (right - left) * below / (below - above)
-    return None
+    return float("nan")

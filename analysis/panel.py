@@ -18,7 +18,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure as Page
 from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.metrics import compact
 from analysis.style import STYLE, Look
@@ -62,14 +62,20 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines on one pair of axes."""
+    """Lines on one pair of axes.
+
+    Attributes:
+        doubling: x in powers of two.
+        marked: values of x with a dotted line of their own.
+    """
 
     title: str
     x_label: str
     y_label: str
     lines: tuple[Line, ...]
-    doubling: bool = False  # x in powers of two
+    doubling: bool = False
     y_range: tuple[float, float] | None = None
+    marked: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -267,6 +273,8 @@ def _draw_panel(ax: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
             alpha = min(0.11, 0.9 / len(panel.lines))
             color = looks[line.key].color
             ax.fill_between(line.x, *line.band, color=color, alpha=alpha, linewidth=0, zorder=2)
+    for x in panel.marked:
+        ax.axvline(x, color="#333333", linewidth=0.8, linestyle=":", zorder=1)
     ax.set_title(panel.title)
     ax.set_xlabel(panel.x_label)
     fits = len(panel.y_label) <= _Y_LABEL
@@ -333,6 +341,8 @@ def _draw_scatter(ax: Axes, panel: Scatter, looks: Mapping[str, Look]) -> None:
         ax.plot(x, total - x, color="#bbbbbb", linewidth=0.6, linestyle=":", zorder=1)
     ax.set_xlim(left, right)
     ax.set_ylim(bottom, top)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_formatter(NullFormatter())  # they would run into one another
     ax.set_title(panel.title)
     ax.set_xlabel(panel.x_label)
     ax.set_ylabel(panel.y_label)

@@ -17,6 +17,7 @@ from workbench import (
     Optimizer,
     Probe,
     Recipe,
+    Resources,
     Study,
     Validation,
     grid,
@@ -24,6 +25,7 @@ from workbench import (
 )
 
 STEPS = 48
+MU = 0.1  # the weight of imitation in the objective whose gradient is the other truth
 
 hpt = Recipe(
     "arithmetic-1m",
@@ -62,6 +64,7 @@ probes = grid(
     distance=[0, 4],
     questions=[32],
     replicates=[8],
+    mu=[(0.0, MU)],
     seed=[0, 1],
 )
 
@@ -70,12 +73,19 @@ moments = Study(
     {"HPT": hpt},
     probes=probes,
     evaluation=Evaluation(samples=16, more=(("mixed", 64),), problems=20),
+    resources=Resources(threads=2),  # of the probes, two at once
 )
 
 base_on = Estimators("base-on-policy", moments)
 base_off = Estimators("base-off-policy", moments, distance=4)
 end_on = Estimators("end-on-policy", moments, step=STEPS)
 again = Estimators("base-on-policy-again", moments, probe_seed=1)
+again_off = Estimators("base-off-policy-again", moments, distance=4, probe_seed=1)
+imitating = Estimators("base-on-policy-mu", moments, mu=MU)
+raw = Estimators("base-on-policy-raw", moments, columns=("bias_squared", "variance", "mse"))
 atlas = BiasVariance("bias-variance", moments, methods=[method.label for method in named])
-gate = ErrorBySolveRate("error-by-solve-rate", moments, methods=("sft", "grpo", "rloo"))
+pair = ("sft", "grpo")
+gate = ErrorBySolveRate("error-by-solve-rate", moments, methods=pair, mu=(0.0, MU))
+gate_again = ErrorBySolveRate("error-again", moments, methods=pair, mu=(0.0, MU), probe_seed=1)
+gate_off = ErrorBySolveRate("error-off-policy", moments, methods=pair, mu=(0.0, MU), distance=4)
 cosine = Figure("cosine", moments, y=("grad/cosine_sft_rl", "grad/noise_scale"))

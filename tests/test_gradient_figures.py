@@ -84,11 +84,25 @@ def test_the_crossing_is_where_the_errors_are_equal(last, where):
     ]
     found = crossing(pd.concat(bands), "sft", "grpo")
     if where is None:
-        assert found is None
+        assert np.isnan(found.value)
     else:
         near = 0.25**0 - 0.5**2 / 2, 1 - 0.1**2 / 2, 1 - 0.9**2 / 2  # errors: sft, grpo, grpo
         below, above = near[0] - near[1], near[0] - near[2]
-        assert found == pytest.approx(0.25 + 0.5 * below / (below - above))
+        assert found.value == pytest.approx(0.25 + 0.5 * below / (below - above))
+        assert found.low == pytest.approx(found.value)  # no replicate differs from another
+
+
+def test_the_crossing_has_an_interval_where_it_is_without_each_replicate():
+    bands = [
+        rows("sft", 0.0, 0.4, inner=0.5, rate=0.25),
+        rows("sft", 0.4, 1.0, inner=0.5, rate=0.75),
+        rows("grpo", 0.0, 0.4, inner=0.3, noise=0.005, rate=0.25),
+        rows("grpo", 0.4, 1.0, inner=0.8, rate=0.75),
+    ]
+    found = crossing(pd.concat(bands), "sft", "grpo")
+    assert 0.25 < found.low < found.value < found.high < 0.75
+    bands[2] = rows("grpo", 0.0, 0.4, inner=0.3, noise=0.5, rate=0.25)
+    assert np.isnan(crossing(pd.concat(bands), "sft", "grpo").low)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +111,11 @@ def test_the_crossing_is_where_the_errors_are_equal(last, where):
         (Estimators("t", STUDY, step=1), "Estimators.step is 1"),
         (Estimators("t", STUDY, baseline="grop"), "did you mean grpo"),
         (Estimators("t", STUDY, mu=0.5), "Estimators.mu is 0.5"),
+        (Estimators("t", STUDY, columns=["cosin"]), "did you mean cosine"),
         (BiasVariance("f", STUDY, methods=["hpt"]), "names method 'hpt'"),
         (ErrorBySolveRate("f", STUDY, methods=["sft"]), "two or more"),
         (ErrorBySolveRate("f", STUDY, distance=3), "ErrorBySolveRate.distance is 3"),
+        (ErrorBySolveRate("f", STUDY, mu=(0.0, 0.1)), "ErrorBySolveRate.mu is 0.1"),
         (Estimators("t", Study("none", STUDY.arms)), "has none"),
     ],
 )

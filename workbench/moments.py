@@ -55,6 +55,17 @@ class Moments:
         return np.sqrt(np.maximum(0.0, 1 - self.cosine**2))
 
     @property
+    def directed_bias(self) -> Array:
+        """The relative bias squared: |s E g - g*|^2 / |g*|^2 where s makes it least."""
+        return 1 - _over(self.inner**2, _positive(self.square) * _positive(self.truth_square))
+
+    @property
+    def directed_variance(self) -> Array:
+        """s^2 tr Cov / |g*|^2 at the scale of `directed_bias`: what of the noise is in the way."""
+        power = _positive(self.square) ** 2 * _positive(self.truth_square)
+        return _over(self.inner**2 * self.variance, power)
+
+    @property
     def scale_free_error(self) -> Array:
         """min over s of E |s g - g*|^2 / |g*|^2: what estimators of any scale are compared by.
 
@@ -84,6 +95,21 @@ class Moments:
     def noise_scale(self) -> Array:
         """tr Cov / |E g|^2 (McCandlish et al. 2018), for steps of this size."""
         return _over(self.variance, _positive(self.square))
+
+
+STATISTICS: dict[str, Callable[[Moments], Array]] = {
+    "bias_squared": lambda m: m.bias_squared,
+    "variance": lambda m: m.variance,
+    "mse": lambda m: m.mse,
+    "relative_bias": lambda m: m.relative_bias,
+    "cosine": lambda m: m.cosine,
+    "directed_bias": lambda m: m.directed_bias,
+    "directed_variance": lambda m: m.directed_variance,
+    "scale_free_error": lambda m: m.scale_free_error,
+    "scaled_bias": lambda m: m.scaled_bias,
+    "scaled_variance": lambda m: m.scaled_variance,
+    "noise_scale": lambda m: m.noise_scale,
+}
 
 
 def _positive(value: Array) -> Array:

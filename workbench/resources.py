@@ -14,7 +14,8 @@ class Resources:
         device: `auto` takes a GPU where there is one; or `cpu`, `cuda`.
         gpus: GPUs a cell, each by UUID and to itself; as many cells run at once as there are GPUs
             for.
-        threads: processor threads a cell; as many cells run at once as the cores allow.
+        threads: processor threads a cell; as many cells run at once as the cores allow. Of several
+            threads a cell's probes take one each, side by side.
         tokens: padded tokens in one micro-batch; bounds memory, changes no result. None takes what
             was fastest: 2,048 on a processor (it stays in the cache), 32,768 on a GPU.
         sequences: sequences that one rollout call decodes together.

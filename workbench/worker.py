@@ -9,12 +9,17 @@ import contextlib
 import faulthandler
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from multiprocessing.synchronize import Event as EventOfProcesses
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,7 @@ from workbench.schema import Failure, File
 log = logging.getLogger(__name__)
 
 DONE, FAILED, HELD, INTERRUPTED = 0, 1, 3, 130
+LOG_FORMAT = "%(asctime)s %(name)s: %(message)s"
 
 
 def main(arguments: list[str]) -> int:
@@ -40,7 +46,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--probes", default="", help="names of probes that are written down")
     parser.add_argument("--keep", default="", help="steps whose checkpoints others start from")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # the launcher asks where a process hangs
     run = Run(options.run.resolve())
@@ -80,6 +86,8 @@ def _kind(error: Exception) -> str:
     """What kind of failure an error is: whether it is tried again, and how, follows from it."""
     if isinstance(error, DiskFull):
         return Failure.DISK
+    if isinstance(error, BrokenProcessPool):  # one that takes a probe beside others
+        return Failure.KILLED
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return Failure.MEMORY if out_of_memory else Failure.ERROR
 
@@ -133,8 +141,7 @@ def _complete(
     missing = [m for m in measurements if not run.evaluation_path(m).exists()]
     if missing:
         _measure(run, resources, missing, stopping)
-    for plan in probes:
-        _probe(run, resources, plan, stopping)
+    _probe_all(run, resources, probes, stopping)
     run.forget_failure()
 
 
@@ -208,7 +215,55 @@ def _measure(
         measure(run, policy, engine, data, measurement)
 
 
-def _probe(run: Run, resources: Resources, plan: Probe, stopping: _Stopping) -> None:
+def _probe_all(run: Run, resources: Resources, probes: list[Probe], stopping: _Stopping) -> None:
+    """Takes the probes that are missing, on a processor as many at once as there are threads.
+
+    A step of a small model has too little in it for two threads; two probes keep two cores busy.
+    """
+    from workbench.training.policy import pick_device
+
+    missing = [plan for plan in probes if not run.probe_path(plan).exists()]
+    together = resources.threads if pick_device(resources.device).type == "cpu" else 1
+    if min(together, len(missing)) < 2:
+        for plan in missing:
+            _probe(run, resources, plan, stopping)
+        return
+    spawning = multiprocessing.get_context("spawn")
+    stop = spawning.Event()
+    pool = ProcessPoolExecutor(together, spawning, _begin_apart, (stop,))
+    try:
+        waiting = {pool.submit(_probe_apart, run, resources, run.ask(plan)) for plan in missing}
+        while waiting:
+            ended, waiting = wait(waiting, timeout=1.0, return_when=FIRST_EXCEPTION)
+            if stopping():
+                raise Interrupted("stopped in a probe, which begins again")
+            for each in ended:
+                each.result()
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+_stop_apart: list[EventOfProcesses] = []  # of a process that takes probes beside others: its only
+
+
+def _begin_apart(stop: EventOfProcesses) -> None:
+    """Leaves signals to the process that asked for the probes, which says when to stop."""
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    _stop_apart.append(stop)
+
+
+def _probe_apart(run: Run, resources: Resources, asked: str) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    (stop,) = _stop_apart
+    _probe(run, resources, run.asked(asked), stop.is_set)
+
+
+def _probe(run: Run, resources: Resources, plan: Probe, stopping: Callable[[], bool]) -> None:
     from workbench.training.probe import probe
     from workbench.training.trainer import open_checkpoint
 
@@ -217,8 +272,7 @@ def _probe(run: Run, resources: Resources, plan: Probe, stopping: _Stopping) -> 
         return stopping()
 
     run.tell(f"probe of step {plan.step}, distance {plan.distance}")
-    if not run.probe_path(plan).exists():
-        probe(run, open_checkpoint(run, plan.step, resources), plan, asked)
+    probe(run, open_checkpoint(run, plan.step, resources), plan, asked)
 
 
 if __name__ == "__main__":

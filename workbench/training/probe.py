@@ -78,15 +78,25 @@ def probe(run: Run, trainer: Trainer, plan: Probe, stopping: Callable[[], bool] 
     before = {"old_logprobs": old_batch.logprobs, "old_entropy": old_batch.old_entropy}
     batch = dataclasses.replace(batch, **before)
     here = Sample(batch, _steps(old, plan), gradients)
-    reference = _reference(trainer, problems, plan, watch) if plan.distance else None
+    truth = reference = None
+    if plan.distance:
+        answers = _answers(trainer, problems, plan, "reference", plan.replicates * plan.rollouts)
+        truth = PolicyGradients(trainer.policy, answers, plan.sketch, watch)
+        reference = Sample(_score(trainer, answers), _steps(answers, plan), truth)
     rates = _solve_rates(trainer, problems, plan)
     found = list(_measure(trainer, plan, here, reference, rates))
     note = {
         "probe": str(plan),
         "sketch_error": f"{gradients.sketch_error:.4f}",
+        "reference_sketch_error": f"{(truth or gradients).sketch_error:.4f}",
         "seconds": f"{time.perf_counter() - began:.0f}",
     }
-    log.info("probe done in %s s, sketch error %s", note["seconds"], note["sketch_error"])
+    log.info(
+        "probe done in %s s, sketch error %s, of the reference %s",
+        note["seconds"],
+        note["sketch_error"],
+        note["reference_sketch_error"],
+    )
     with new_file(run.probe_path(plan), point=File.PROBES) as handle:
         table = pa.Table.from_pylist(found).replace_schema_metadata(note)
         parquet.write_table(table, handle)
@@ -151,15 +161,24 @@ class PolicyGradients:
 
 
 def _answers(
-    trainer: Trainer, problems: list[Problem], plan: Probe, name: str, samples: int
+    trainer: Trainer,
+    problems: list[Problem],
+    plan: Probe,
+    name: str,
+    samples: int,
+    *,
+    demonstrations: bool = True,
 ) -> list[Sequence]:
-    """Graded rollouts of the policy as it is, and each question's demonstration after its own."""
+    """Graded rollouts of the policy as it is; after each question's own its demonstration, or not.
+
+    Rollouts of one name are drawn independently of those of another.
+    """
     requests = [
         Request(prompt_of(trainer, p), samples, seed_of(plan.seed, "probe", name, p.id))
         for p in problems
     ]
     rollouts = trainer.engine.generate(requests, trainer.decoding)
-    return grade(trainer, problems, rollouts, demonstrations=True)
+    return grade(trainer, problems, rollouts, demonstrations)
 
 
 def _score(trainer: Trainer, sequences: list[Sequence]) -> upge.TokenBatch:
@@ -184,20 +203,14 @@ def _steps(sequences: list[Sequence], plan: Probe) -> list[Tensor]:
     return [torch.tensor(each) for each in rows]
 
 
-def _reference(trainer: Trainer, problems: list[Problem], plan: Probe, watch: Watch) -> Sample:
-    """Replicates of the current policy's own rollouts, which the truth is taken from."""
-    answers = _answers(trainer, problems, plan, "reference", plan.replicates * plan.rollouts)
-    gradients = PolicyGradients(trainer.policy, answers, plan.sketch, watch)
-    return Sample(_score(trainer, answers), _steps(answers, plan), gradients)
-
-
 def _solve_rates(trainer: Trainer, problems: list[Problem], plan: Probe) -> Tensor:
     """The current policy's solve rate of each question, from answers that nothing else uses."""
-    answers = _answers(trainer, problems, plan, "difficulty", plan.difficulty_samples)
+    samples = plan.difficulty_samples
+    answers = _answers(trainer, problems, plan, "difficulty", samples, demonstrations=False)
     right = torch.zeros(len(problems))
     for sequence in answers:
-        right[sequence.question] += sequence.correct and not sequence.demonstration
-    return right / plan.difficulty_samples
+        right[sequence.question] += sequence.correct
+    return right / samples
 
 
 def _move(trainer: Trainer, plan: Probe) -> None:
