@@ -86,7 +86,8 @@ class Server:
         self.log = open(folder / "server.log", "ab")  # noqa: SIM115 closed in stop
         self.command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
         self.command += ["--host", "127.0.0.1", "--port", str(self.port)]
-        self.command += ["--backend-store-uri", database]
+        # SQLAlchemy would take psycopg for a plain address.
+        self.command += ["--backend-store-uri", database.replace("://", "+psycopg2://")]
         self.command += ["--artifacts-destination", str(folder / "artifacts")]
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -96,7 +97,8 @@ class Server:
         )
         deadline = time.monotonic() + START
         while not self.answers():
-            assert time.monotonic() < deadline, Path(self.log.name).read_text()[-2000:]
+            ended = self.process.poll() is not None or time.monotonic() > deadline
+            assert not ended, Path(self.log.name).read_text()[-2000:]
             time.sleep(0.2)
 
     def answers(self) -> bool:
