@@ -9,15 +9,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from workbench import plan
 from workbench.launch.lease import NAME, Lease, refuse_if_held
 from workbench.launch.local import Event, State
 from workbench.plan import Job
 from workbench.recipe import Data, Recipe
 from workbench.records import Held, run_of, write_json
 from workbench.resources import Resources
+from workbench.studyfile import load
 
 # --- the lease ------------------------------------------------------------------------------------
 
@@ -47,6 +50,12 @@ def test_a_driver_that_died_is_followed(tmp_path: Path) -> None:
             assert json.loads((tmp_path / NAME).read_text())["process"] == os.getpid()
 
 
+def test_a_number_that_was_given_to_another_process_is_no_driver(tmp_path: Path) -> None:
+    write_json(tmp_path / NAME, holder(socket.gethostname(), os.getpid()))
+    with Lease(tmp_path, beat=0.05, patience=0.2).hold():
+        pass
+
+
 def test_a_driver_on_another_host_is_known_by_its_beats(tmp_path: Path) -> None:
     import threading
 
@@ -71,13 +80,13 @@ def test_a_lease_that_was_taken_is_lost_and_left_alone(tmp_path: Path) -> None:
 
 # --- the cluster ----------------------------------------------------------------------------------
 
-STEPS = 12
+STEPS = 6
 WORKER = """
 import os, sys, time
 from pathlib import Path
 from workbench.records import Held, Run
 
-run, steps = Run(Path(sys.argv[1])), int(sys.argv[2])
+run, steps, closed = Run(Path(sys.argv[1])), int(sys.argv[2]), Path(sys.argv[3])
 
 def work():
     with open(run.path / "attempts", "a") as handle:
@@ -87,8 +96,11 @@ def work():
             run.fail("interrupted", run.stop_asked)
             sys.exit(130)
         run.append("metrics.jsonl", {"step": step, "timestamp": step})
-        time.sleep(0.25)
-    run.finish({"steps": steps, "threads": os.environ["OMP_NUM_THREADS"]})
+        time.sleep(0.05)
+        while step == 2 and closed.exists():
+            time.sleep(0.05)
+    environment = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
+    run.finish({"steps": steps, **environment})
 
 try:
     with run.claim():
@@ -98,73 +110,118 @@ except Held:  # the one on the lost node is not dead yet: the launcher waits for
 """
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    """Two nodes of one processor each, with little memory."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_agent_register_timeout_ms", "120000")  # on a busy machine
-    ray = pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes, with little memory, a processor and what Ray takes for a GPU each."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
     from ray._private import services
-    from ray.cluster_utils import Cluster
-
-    found = services.get_node
 
     def patient(*arguments: object) -> object:
-        for _ in range(9):  # a busy machine takes longer than the 30 s that Ray gives a node
+        for _ in range(19):  # a busy machine takes longer than the 30 s that Ray gives a node
             with contextlib.suppress(RuntimeError):
-                return found(*arguments)
-        return found(*arguments)
+                return find(*arguments)
+        return find(*arguments)
 
-    monkeypatch.setattr(services, "get_node", patient)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=small)
-    monkeypatch.setenv("RAY_ADDRESS", made.address)
-    made.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-    made.wait_for_nodes()
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    find, node = services.get_node, {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 2**27}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "get_node", patient)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_agent_register_timeout_ms", "600000")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        import ray
+        from ray.cluster_utils import Cluster
+
+        made = Cluster()
+        try:
+            made.add_node(wait=False, include_dashboard=False, **node)
+            made.add_node(wait=False, **node)
+            made.wait_for_nodes(timeout=600)
+            patch.setenv("RAY_ADDRESS", made.address)
+            yield made
+        finally:
+            ray.shutdown()
+            made.shutdown()
 
 
 def jobs(root: Path, number: int) -> list[Job]:
+    root.mkdir()
     recipes = [Recipe(f"model-{n}", Data("arithmetic")) for n in range(number)]
     return [Job(f"job {n}", r, 0, run_of(root, r, 0)) for n, r in enumerate(recipes)]
 
 
-@pytest.mark.integration
-@pytest.mark.filterwarnings("ignore")
-def test_a_study_survives_the_loss_of_a_node(cluster: object, tmp_path: Path) -> None:
+def launcher_of(found: list[Job], root: Path, steps: int, closed: Path) -> Any:
+    """A launcher whose workers take so many steps, two of them while something is closed."""
     from workbench.launch.ray import RayLauncher
 
-    script = tmp_path / "worker.py"
+    script = root.parent / "worker.py"
     script.write_text(WORKER)
-    root = tmp_path / "mlruns"
-    root.mkdir()
-    four = jobs(root, 4)
 
     def command(job: Job) -> list[str]:
-        return [sys.executable, str(script), str(job.run.path), str(STEPS)]
+        return [sys.executable, str(script), str(job.run.path), str(steps), str(closed)]
 
-    launcher = RayLauncher(four, Resources(device="cpu"), root, command)
+    return RayLauncher(found, Resources(), root, command)
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")
+def test_a_study_survives_the_loss_of_a_node(cluster: Any, tmp_path: Path) -> None:
+    root = tmp_path / "mlruns"
+    four, closed = jobs(root, 4), tmp_path / "closed"
+    closed.touch()
+    launcher = launcher_of(four, root, STEPS, closed)
     assert launcher.room + 4 == 2
     states: list[tuple[str, State]] = []
-    killed = False
     for event in launcher.run():
         if isinstance(event, Event) and event.row is None:
             states.append((event.job.label, event.state))
-        training = [job for job in four if 2 <= len(job.run.rows()) < STEPS]
-        if not killed and len(training) == 2:
+        if closed.exists() and sum(len(job.run.rows()) == 2 for job in four) == 2:
             with pytest.raises(Held), Lease(root).hold():
                 pass
-            node = next(iter(cluster.worker_nodes))  # type: ignore[attr-defined]
-            cluster.remove_node(node, allow_graceful=False)  # type: ignore[attr-defined]
-            killed = True
-    assert killed
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+            closed.unlink()
+    assert not closed.exists()
     assert launcher.failed == []
     for job in four:
         assert [row["step"] for row in job.run.rows()] == list(range(1, STEPS + 1))
-        assert job.run.result == {"steps": STEPS, "threads": "1"}
+        assert job.run.result == {
+            "steps": STEPS, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0"}  # fmt: skip
         assert states.count((job.label, State.DONE)) == 1
     attempts = [len((job.run.path / "attempts").read_text().splitlines()) for job in four]
     assert sorted(attempts) == [1, 1, 1, 2]  # the one on the lost node was gone on with
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")
+def test_a_driver_that_lost_the_store_stops_what_it_trains(cluster: Any, tmp_path: Path) -> None:
+    root = tmp_path / "mlruns"
+    (job,) = jobs(root, 1)
+    launcher = launcher_of([job], root, 100_000, tmp_path / "open")
+    for _ in launcher.run():
+        if not launcher._lease.lost and len(job.run.rows()) >= 2:
+            write_json(root / NAME, holder("elsewhere", 1))
+    assert launcher.stopping
+    assert launcher.states[job.run.path] is State.STOPPED
+    assert job.run.failure == {"kind": "interrupted", "reason": "SIGTERM to the driver"}
+    assert json.loads((root / NAME).read_text())["host"] == "elsewhere"
+
+
+STUDY = """
+from workbench import Data, Evaluation, Recipe, Sampling, Study, Validation, upge
+
+recipe = Recipe("arithmetic-1m", Data("arithmetic", train=8), steps=2, questions=2, rollouts=2,
+                sampling=Sampling(max_tokens=6), validation=Validation(2, samples=1, problems=1))
+study = Study("far", [recipe.using(upge.hpt())],
+              evaluation=Evaluation(samples=2, suites=("chain",), problems=2))
+"""
+
+
+@pytest.mark.integration
+def test_the_worker_is_the_same_on_a_cluster(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "far.py").write_text(STUDY)
+    command = [sys.executable, "-m", "workbench", "run", "far.py", "--launcher", "ray"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (job,) = plan.jobs(load(tmp_path / "far.py").studies["study"], tmp_path / "mlruns")
+    assert job.done
+    assert job.run.rows()[-1]["step"] == 2

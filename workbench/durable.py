@@ -170,7 +170,7 @@ def sweep(folder: Path, pattern: str = "**/.*") -> None:
     """Removes what processes that died left half written or half removed in a folder."""
     for path in list(folder.glob(pattern)):
         found = _LEFTOVER.fullmatch(path.name)
-        if found is None or (found[1] != "removed" and _is_alive(int(found[1]))):
+        if found is None or (found[1] != "removed" and is_alive(int(found[1]))):
             continue
         log.info("removing %s, which a process that died left behind", path)
         _discard(path)
@@ -179,12 +179,13 @@ def sweep(folder: Path, pattern: str = "**/.*") -> None:
 _LEFTOVER = re.compile(r"\..+\.(\d+|removed)")
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether there is a process of that number on this machine, whosever it is."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is another user's
+    except PermissionError:  # another user's
         return True
     return True
 

@@ -9,13 +9,14 @@ import multiprocessing
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as parquet
+from mounts import private_mounts
 
 from workbench import Data, Evaluation, Recipe, Sampling, Validation, durable, upge, worker
 from workbench.recipe import Probe
@@ -44,6 +45,7 @@ _processes = multiprocessing.get_context("forkserver")
 @lru_cache(maxsize=1)
 def _warm() -> None:
     """Starts the process that attempts are forked from; it finds `warm` beside this file."""
+    private_mounts()  # which attempts share: a disk that a test mounts is theirs too
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), before])
     _processes.set_forkserver_preload(["warm"])
@@ -58,6 +60,7 @@ def begin(
     full: str = "",
     probed: bool = False,
     recipe: Recipe = RECIPE,
+    asked: tuple[str, tuple[int, ...]] = ("", ()),
     **resources: Any,
 ) -> Any:
     """Starts an attempt: what the launcher and its worker do.
@@ -70,13 +73,14 @@ def begin(
             before it, for ever.
         probed: whether `PROBE` is asked for.
         recipe: what the run is of.
+        asked: a point at which signals arrive, and these.
         resources: fields of `Resources` beside those of all attempts.
     """
     options = ["--resources", json.dumps({**RESOURCES, **resources}), "--measurements", MEASURED]
     options += ["--keep", ",".join(map(str, keep))]
     _warm()
     process = _processes.Process(
-        target=_attempt, args=(run.path, recipe, options, fault, full, probed)
+        target=_attempt, args=(run.path, recipe, options, fault, full, probed, asked)
     )
     process.start()
     return process
@@ -90,7 +94,13 @@ def attempt(run: Run, fault: str = "", **more: Any) -> int:
 
 
 def _attempt(
-    path: Path, recipe: Recipe, options: list[str], fault: str, full: str, probed: bool
+    path: Path,
+    recipe: Recipe,
+    options: list[str],
+    fault: str,
+    full: str,
+    probed: bool,
+    asked: tuple[str, tuple[int, ...]],
 ) -> None:
     os.setsid()
     os.environ[durable.FAULT] = fault
@@ -100,6 +110,8 @@ def _attempt(
     durable.passed.clear()
     if full:
         _fill_the_disk_at(full.removeprefix("!"), for_ever=full.startswith("!"))
+    point, signals = asked
+    _at(point, lambda: [os.kill(os.getpid(), number) for number in signals])
     run = Run(path)
     run.create(recipe, 0)
     if probed:
@@ -109,14 +121,23 @@ def _attempt(
     sys.exit(status)
 
 
+def _at(point: str, act: Callable[[], object]) -> None:
+    """Has something happen when this process passes a fault point, the n-th time as in a fault."""
+    pass_by = durable.fault
+    name, _, nth = point.partition(":")
+
+    def fault(passing: str) -> None:
+        pass_by(passing)
+        if passing == name and durable.passed[name] == int(nth or 1):
+            act()
+
+    durable.fault = fault
+
+
 def _fill_the_disk_at(point: str, for_ever: bool) -> None:
     """From that point on no file can grow: what a full disk is to whoever writes."""
-    before, pass_by = resource.getrlimit(resource.RLIMIT_FSIZE), durable.fault
-
-    def fault(name: str) -> None:
-        pass_by(name)
-        if name == point:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    _at(point, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1])))
 
     class DiskFull(durable.DiskFull):
         def __init__(self, path: Path, written: int) -> None:
@@ -124,7 +145,7 @@ def _fill_the_disk_at(point: str, for_ever: bool) -> None:
             if not for_ever:
                 resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    durable.fault, durable.DiskFull = fault, DiskFull
+    durable.DiskFull = DiskFull
 
 
 # Weights, optimizer state, texts, counts.
@@ -134,6 +155,21 @@ CONTENTS = (File.CHECKPOINTS, File.ROLLOUTS, File.EVALUATIONS, File.DATA)
 def passed_path(run: Run) -> Path:
     """Where an attempt that came to its end says which fault points it passed."""
     return run.path.with_name(f"{run.path.name}.passed")
+
+
+def apart(act: Callable[..., None], *given: Any, fault: str = "") -> int:
+    """Does something in a process of its own; its exit status, -9 where it died of its fault."""
+    _warm()
+    process = _processes.Process(target=_apart, args=(act, given, fault))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _apart(act: Callable[..., None], given: tuple[Any, ...], fault: str) -> None:
+    os.environ[durable.FAULT] = fault
+    durable.passed.clear()
+    act(*given)
 
 
 def log_of(run: Run) -> str:

@@ -1,6 +1,5 @@
 """Killed and interrupted at any moment: what was done stays done, and the end is the same."""
 
-import os
 import random
 import signal
 import time
@@ -65,19 +64,23 @@ def test_killed_at_random_again_and_again(seed: int, tmp_path: Path, whole: Run)
     assert_same(run, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    ("number", "point"),
+    [
+        (signal.SIGINT, "metrics.jsonl.torn:5"),
+        (signal.SIGTERM, "questions.jsonl.appended:7"),
+        (signal.SIGTERM, "checkpoints.begun:2"),
+    ],
+    ids=["SIGINT in a record", "SIGTERM in a step", "SIGTERM in a checkpoint"],
+)
 def test_asked_to_stop_it_saves_and_goes_on_from_there(
-    number: signal.Signals, tmp_path: Path, whole: Run
+    number: signal.Signals, point: str, tmp_path: Path, whole: Run
 ) -> None:
     run = Run(tmp_path / "seed-0")
-    process = begin(run, **SPARSE)
-    wait_for(process, run, 3)
-    os.kill(process.pid, number)
-    process.join()
-    assert process.exitcode == 130
+    assert attempt(run, asked=(point, (number,)), **SPARSE) == 130
     assert run.failure is not None
     assert run.failure["kind"] == Failure.INTERRUPTED
-    assert checkpoint.latest(run) == run.rows()[-1]["step"]
+    assert checkpoint.latest(run) == run.rows()[-1]["step"] < LONG.steps
     assert attempt(run, **SPARSE) == 0
     assert not dropped_path(run.path / File.METRICS).exists()  # no step was lost
     assert_same_end(run, whole)
@@ -85,13 +88,10 @@ def test_asked_to_stop_it_saves_and_goes_on_from_there(
 
 def test_asked_twice_it_ends_at_once(tmp_path: Path, whole: Run) -> None:
     run = Run(tmp_path / "seed-0")
-    process = begin(run, **SPARSE)
-    wait_for(process, run, 2)
-    os.kill(process.pid, signal.SIGTERM)
-    os.kill(process.pid, signal.SIGINT)
-    process.join()
-    assert process.exitcode == 130
+    twice = (signal.SIGTERM, signal.SIGINT)
+    assert attempt(run, asked=("metrics.jsonl.appended:6", twice), **SPARSE) == 130
     assert run.failure is None  # it took no time for that
+    assert checkpoint.latest(run) == 3
     assert attempt(run, **SPARSE) == 0
     assert_same(run, whole)
     assert "Traceback" not in log_of(run)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.durable import is_alive, sweep
 from workbench.records import Held, read_json, write_json
 
 NAME = ".driver.json"
@@ -53,6 +54,7 @@ class Lease:
         time.sleep(min(0.2, self.beat))  # of two that take a dead one's place, the last one has it
         if not self._mine():
             raise Held(_sentence(self.root, _read(self.root / NAME)))
+        sweep(self.root, f".{NAME}.*")
         beating = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
         beating.start()
         try:
@@ -81,14 +83,14 @@ class Lease:
 
 
 def refuse_if_held(root: Path, patience: float = PATIENCE) -> None:
-    """Raises Held if a driver that lives holds the store; one on another host is watched."""
+    """Raises Held if a driver that lives holds the store, which is known by its next sign of life.
+
+    Only of one on this host is it known at once that it is gone. That its number is in use says
+    nothing: another process may have been given it since.
+    """
     path = root / NAME
     first = _read(path)
-    if not first:
-        return
-    if first["host"] == socket.gethostname():
-        if _lives(first["process"]):
-            raise Held(_sentence(root, first))
+    if not first or (first["host"] == socket.gethostname() and not is_alive(first["process"])):
         return
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
@@ -105,13 +107,6 @@ def _read(path: Path) -> dict[str, Any]:
         return read_json(path)
     except FileNotFoundError:
         return {}
-
-
-def _lives(process: int) -> bool:
-    with suppress(ProcessLookupError):
-        os.kill(process, 0)
-        return True
-    return False
 
 
 def _sentence(root: Path, holder: dict[str, Any]) -> str:

@@ -92,6 +92,7 @@ class Launcher:
     poll: float = 0.2
     states: dict[Path, State] = field(init=False)
     stopping: bool = field(default=False, init=False)
+    _places: dict[Path, int] = field(default_factory=dict, init=False)  # in jobs
     _signals: list[int] = field(default_factory=list, init=False)
     _attempts: list[Attempt] = field(default_factory=list, init=False)
     _held: dict[Path, tuple[Job, Watchdog]] = field(default_factory=dict, init=False)
@@ -114,10 +115,9 @@ class Launcher:
 
         A checkpoint that only a later job asks for is made once the run is done.
         """
-        known = {job.run.path: number for number, job in enumerate(self.jobs)}
         for job in jobs:
             path = job.run.path
-            number = known.setdefault(path, len(self.jobs))
+            number = self._places.setdefault(path, len(self.jobs))
             if number < len(self.jobs):
                 keep = tuple(sorted({*self.jobs[number].keep, *job.keep}))
                 self.jobs[number] = job = replace(self.jobs[number], keep=keep)
@@ -173,7 +173,8 @@ class Launcher:
     def _start(self, free: list[Slot]) -> Iterator[Event]:
         startable, blocked = ready(self.jobs, self.states, len(free))
         for job in blocked:
-            source = next(j for j in self.jobs if j.run.path == job.needs)
+            assert job.needs is not None, "only what needs another run is blocked"
+            source = self._job(job.needs)
             yield self._enter(
                 job, State.BLOCKED, f"{source.name}, which it starts from, has no result"
             )
@@ -243,7 +244,7 @@ class Launcher:
         job, code = attempt.job, attempt.process.returncode
         attempt.close()
         if job.done:
-            now = next(each for each in self.jobs if each.run.path == job.run.path)
+            now = self._job(job.run.path)  # which may ask for more by now
             return self._enter(job, State.DONE if now.done else State.WAITING)
         if code == Exit.HELD:
             return self._enter(job, State.HELD, "another process trains it; waiting for that")
@@ -273,6 +274,10 @@ class Launcher:
         for job, _ in list(self._held.values()):
             if not job.run.held:
                 yield self._enter(job, State.DONE if job.done else State.WAITING)
+
+    def _job(self, path: Path) -> Job:
+        """The job of a run directory."""
+        return self.jobs[self._places[path]]
 
     def _enter(self, job: Job, state: State, reason: str = "") -> Event:
         self.states[job.run.path] = state

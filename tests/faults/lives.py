@@ -1,0 +1,76 @@
+"""The fault points that a run's worker passes in its life, and those lives."""
+
+from typing import Any
+
+from harness import attempt
+
+from workbench.records import Run
+
+
+def new(name: str) -> list[str]:
+    """The points of a file that is written whole."""
+    return [f"{name}.{stage}" for stage in ("begun", "written", "renamed")]
+
+
+def lines(name: str) -> list[str]:
+    """The points of a record: the second line of it, so that there is one before."""
+    return [f"{name}.{stage}:2" for stage in ("torn", "appended")]
+
+
+KILLED_EARLIER = "metrics.jsonl.appended:3"  # recorded, and its checkpoint not yet saved
+AGAIN = [2]  # a step whose checkpoint a finished run keeps neither as the best nor as the last
+
+# The points of the store that MLflow keeps its runs in.
+STORE = ["mlflow.db.written", "mlflow.db.moved", "mlflow.db.removed"]
+
+# What came before the attempt that is killed, what it is asked for, and the points that it passes.
+LIVES = {
+    "from its beginning": [
+        *new("spec.json"),
+        *new("provenance.json"),
+        *new("data.json"),
+        *lines("metrics.jsonl"),
+        *lines("questions.jsonl"),
+        *new("rollouts"),
+        *new("checkpoints"),
+        *new("progress.json"),
+        *new("manifest.json"),
+        "checkpoints.hidden",
+        "checkpoints.removed",
+        *new("history.parquet"),
+        *new("questions.parquet"),
+        *new("result.json"),
+        *new("evaluations"),
+    ],
+    "after a kill": [
+        *new("metrics.dropped.jsonl"),
+        *new("metrics.jsonl"),
+        *new("questions.dropped.jsonl"),
+        *new("questions.jsonl"),
+        "rollouts.removed",
+    ],
+    "with an error": new("failure.json"),
+    "after an error": ["failure.json.removed"],
+    "with a probe": [*new("asked"), *new("probes")],
+    "for a checkpoint": ["checkpoints.moved", "again.hidden", "again.removed"],
+}
+
+
+# The attempt that is over when the one of that life begins, and how it ended.
+BEFORE: dict[str, tuple[dict[str, Any], int]] = {
+    "after a kill": ({"fault": KILLED_EARLIER}, -9),
+    "after an error": ({"tokens": 0}, 1),
+    "with a probe": ({}, 0),
+    "for a checkpoint": ({}, 0),
+}
+# What the attempt of that life is asked for.
+ASKED: dict[str, dict[str, Any]] = {
+    "with an error": {"tokens": 0},
+    "with a probe": {"probed": True},
+    "for a checkpoint": {"keep": AGAIN},
+}
+
+
+def live(life: str, run: Run, **more: Any) -> int:
+    """The attempt of that life, as `harness.attempt`."""
+    return attempt(run, **ASKED.get(life, {}), **more)

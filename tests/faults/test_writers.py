@@ -1,0 +1,227 @@
+"""Killed at what all but the worker write: a search, the driver of a cluster, the store, a report.
+
+The table of writes names every durable one in the source with the points that it has. One that is
+not in it fails the suite, and so do points at which nothing is killed.
+"""
+
+import ast
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import apart
+from lives import LIVES, STORE, lines, new
+from small import make_study, record
+
+import workbench
+from analysis import Table
+from analysis.report import report
+from workbench import Data, Median, Recipe, Search, trials, upge
+from workbench.launch import local
+from workbench.launch.lease import Lease
+from workbench.launch.local import Launcher
+from workbench.launch.room import Slot
+from workbench.plan import Job
+from workbench.records import Run
+from workbench.resources import Resources
+from workbench.search import Searcher, run
+
+pytestmark = pytest.mark.faults
+
+# --- which writes there are -----------------------------------------------------------------------
+
+LIBRARY = Path(workbench.__file__).parents[1]
+DURABLE = {"new_file", "new_folder", "append", "append_line", "write_json", "write_lines"} | {
+    "remove", "remove_tree", "move", "fault"}  # fmt: skip
+
+# Where something is written durably, and what its points are named after.
+WRITES = {
+    "workbench/records.py create": ["spec.json"],
+    "workbench/records.py finish": ["result.json"],
+    "workbench/records.py fail": ["failure.json"],
+    "workbench/records.py forget_failure": ["failure.json"],
+    "workbench/records.py ask_to_stop": ["stop.json"],
+    "workbench/records.py withdraw_stop": ["stop.json"],
+    "workbench/records.py append": ["metrics.jsonl", "questions.jsonl"],
+    "workbench/records.py rewind": [
+        "metrics.jsonl", "metrics.dropped.jsonl", "questions.jsonl", "questions.dropped.jsonl",
+        "rollouts"],
+    "workbench/records.py ask": ["asked"],
+    "workbench/records.py write_json": [],  # what the others call, here and below
+    "workbench/records.py write_lines": [],
+    "workbench/records.py append_line": [],
+    "workbench/compact.py write_tables": ["history.parquet", "questions.parquet"],
+    "workbench/cli_report.py update": [],  # after a report, which is drawn again without it
+    "workbench/provenance.py record": ["provenance.json"],
+    "workbench/worker.py _complete": ["again"],
+    "workbench/worker.py _make_again": ["checkpoints"],
+    "workbench/training/data.py open_data": ["data.json"],
+    "workbench/training/checkpoint.py save": ["checkpoints", "progress.json", "manifest.json"],
+    "workbench/training/checkpoint.py prune": ["checkpoints"],
+    "workbench/training/record.py write_rollouts": ["rollouts"],
+    "workbench/training/evaluation.py measure": ["evaluations"],
+    "workbench/training/probe.py probe": ["probes"],
+    "workbench/trials.py _append": ["trials.jsonl"],
+    "workbench/launch/lease.py _write": [".driver.json"],
+    "workbench/tracking/store.py ensure_store": ["mlflow.db"],
+    "analysis/report.py _write_text": ["report.html"],
+    "analysis/tracked.py _copy": [],  # into a hidden folder that is renamed once it is whole
+}  # fmt: skip
+
+
+def writes(file: Path) -> Iterator[str]:
+    """The functions of a file that write durably."""
+    for function in ast.walk(ast.parse(file.read_text())):
+        if isinstance(function, ast.FunctionDef):
+            called = {
+                node.func.id
+                for node in ast.walk(function)
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            }
+            if called & DURABLE:
+                yield f"{file.relative_to(LIBRARY)} {function.name}"
+
+
+def test_every_durable_write_has_points_and_is_killed_at_each() -> None:
+    files = [f for folder in ("workbench", "analysis") for f in (LIBRARY / folder).rglob("*.py")]
+    found = {each for file in files if file.name != "durable.py" for each in writes(file)}
+    assert found == WRITES.keys()
+    tables = [*LIVES.values(), *OTHERS.values(), STORE]
+    killed_at = {point.partition(":")[0].rpartition(".")[0] for table in tables for point in table}
+    assert killed_at == {name for names in WRITES.values() for name in names}
+
+
+# --- who writes them ------------------------------------------------------------------------------
+
+KEY = "validation/pass_at_1"
+BASE = Recipe("arithmetic-1m", Data("arithmetic"), steps=8)
+
+# Holds its run as the worker does, says that it began, and takes the steps that it is told to.
+STAND_IN = """
+echo began >> attempts
+for step in $(seq %d); do
+  row="{\\"step\\": $step, \\"timestamp\\": $step, \\"validation/pass_at_1\\": %s}"
+  echo "$row" >> metrics.jsonl
+  sleep 0.1
+  if [ -e stop.json ]; then exit 130; fi
+done
+echo '{"steps": 1}' > result.json
+"""
+
+
+def propose(trial: Any) -> Recipe:
+    return BASE.using(upge.hpt(gate=upge.Switch(trial.suggest_float("at_most", 0, 1, step=0.125))))
+
+
+PLAIN = Search("gate", propose, maximize=KEY, seeds=(0, 1), trials=4)
+KNOWN = [{"at_most": 1.0}, {"at_most": 0.0}]
+PRUNED = dataclasses.replace(
+    PLAIN, name="pruned", seeds=(0,), trials=2, known=KNOWN, within_run=Median(startup=1)
+)
+AGAIN = dataclasses.replace(PRUNED, name="again", within_run=None)
+
+
+def seek(of: Search, root: Path) -> None:
+    """Runs a search with workers that score what the threshold is."""
+
+    def command(job: Job) -> list[str]:
+        score = job.recipe.method.gate.at_most + job.seed / 100  # type: ignore[union-attr]
+        script = STAND_IN % (20 if of.within_run else 1, score)
+        held = ["flock", "--nonblock", "--conflict-exit-code", "3", "lock", "sh", "-c"]
+        return ["env", "-C", str(job.run.path), *held, script]
+
+    local.slots = lambda _: [Slot("one"), Slot("two")][: 1 if of.within_run else 2]
+    launcher = Launcher([], Resources(device="cpu"), root, command, poll=0.01)
+    for _ in run(Searcher(of, root), launcher, of.trials):
+        pass
+
+
+def seek_again(root: Path) -> None:
+    """A search that stops a run, and one that wants it whole."""
+    seek(PRUNED, root)
+    seek(AGAIN, root)
+
+
+def hold(root: Path) -> None:
+    with Lease(root, beat=0.05).hold():
+        pass
+
+
+STUDY = make_study(arms=("base", "SFT"), seeds=(0, 1))
+
+
+def write_report(root: Path) -> None:
+    report(STUDY, [Table("results", STUDY)], root)
+
+
+OTHERS = {
+    "a search": lines("trials.jsonl"),
+    "a search that stops a run": new("stop.json"),
+    "a search that wants what was stopped": ["stop.json.removed"],
+    "the driver of a cluster": new(".driver.json"),
+    "a report": new("report.html"),
+}
+
+
+def attempts(root: Path) -> list[int]:
+    """How often each run was begun, once nobody trains any more."""
+    while any(Run(path.parent).held for path in root.rglob("attempts")):
+        time.sleep(0.02)
+    return [len(path.read_text().split()) for path in root.rglob("attempts")]
+
+
+@pytest.mark.parametrize("point", OTHERS["a search"])
+def test_a_search_goes_on_as_if_nothing_had_been(point: str, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert apart(seek, PLAIN, killed, fault=point) == -9
+    assert apart(seek, PLAIN, killed) == 0
+    assert apart(seek, PLAIN, whole) == 0
+    mine, other = trials.trials(PLAIN, killed), trials.trials(PLAIN, whole)
+    assert [(t.params, t.scores) for t in mine] == [(t.params, t.scores) for t in other]
+    assert len(mine) == 4
+    assert set(attempts(killed)) == {1}  # what trained when the runner died was waited for
+
+
+@pytest.mark.parametrize("point", OTHERS["a search that stops a run"])
+def test_a_run_that_is_given_up_is_not_begun_again(point: str, tmp_path: Path) -> None:
+    assert apart(seek, PRUNED, tmp_path, fault=point) == -9
+    assert apart(seek, PRUNED, tmp_path) == 0
+    assert attempts(tmp_path) == [1, 1]
+    first, second = trials.trials(PRUNED, tmp_path)
+    # A worker that nobody could ask any more comes to its end, and has its score.
+    asked = point == "stop.json.renamed"
+    assert (first.state, second.state) == ("complete", "pruned" if asked else "complete")
+
+
+def test_a_request_to_stop_that_was_withdrawn_half_way_binds_nobody(tmp_path: Path) -> None:
+    (point,) = OTHERS["a search that wants what was stopped"]
+    assert apart(seek_again, tmp_path, fault=point) == -9
+    assert apart(seek, AGAIN, tmp_path) == 0
+    assert [t.state for t in trials.trials(AGAIN, tmp_path)] == ["complete", "complete"]
+
+
+@pytest.mark.parametrize("point", OTHERS["the driver of a cluster"])
+def test_a_driver_that_dies_as_it_takes_the_store_keeps_it_from_nobody(
+    point: str, tmp_path: Path
+) -> None:
+    assert apart(hold, tmp_path, fault=point) == -9
+    hold(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("point", OTHERS["a report"])
+def test_a_report_is_written_whole_the_next_time(point: str, tmp_path: Path) -> None:
+    def files(root: Path) -> dict[str, bytes]:
+        found = (root / "reports" / STUDY.name).iterdir()
+        return {path.name: path.read_bytes() for path in found if path.name[0] != "."}
+
+    record(STUDY, tmp_path)
+    write_report(tmp_path)
+    before = files(tmp_path)
+    assert apart(write_report, tmp_path, fault=point) == -9
+    assert files(tmp_path) == before  # each file is the old one or the new one
+    write_report(tmp_path)
+    assert files(tmp_path) == before
