@@ -193,9 +193,9 @@ def end_of(run: Run) -> dict[str, Any]:
         "checkpoints": checkpoint.steps(run),
         "result": {k: v for k, v in (run.result or {}).items() if k not in ("seconds", "ended")},
     }
-    for file in sorted(run.path.rglob("*")):
+    for file in sorted(path for path in run.path.rglob("*") if path.is_file()):
         name = str(file.relative_to(run.path))
-        if file.is_file() and name.startswith(CONTENTS):
+        if name.startswith(CONTENTS):
             found[name] = file.read_bytes()
         elif name.startswith(File.PROBES):
             found[name] = parquet.read_table(file).to_pylist() if file.suffix != ".json" else []

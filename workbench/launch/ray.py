@@ -171,7 +171,7 @@ class RayLauncher(Launcher):
         """
         with self._lease.hold():
             for event in super().run():
-                if self._lease.lost and not self.stopping:
+                if self._lease.lost and not (self.stopping or self._signals):
                     log.error("another driver took %s: this one stops", self.root)
                     self._signals.append(signal.SIGTERM)
                 yield event

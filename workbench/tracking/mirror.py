@@ -252,17 +252,22 @@ class Mirror:
         from workbench.tracking.points import evaluation_identity
 
         shown = self._shown.get(_key(job))
-        if shown is None or not job.done or self._is_outdated(job, shown):
+        if shown is None or shown.state != "FINISHED":
             return False
-        evaluated = shown.tags.get(Tag.EVALUATION) == evaluation_identity(job)
-        return shown.state == "FINISHED" and shown.tags.get(Tag.OUTCOME) == "finished" and evaluated
+        wanted = {
+            Tag.OUTCOME: "finished",
+            Tag.LABEL: job.label,
+            Tag.EVALUATION: evaluation_identity(job),
+        }
+        return wanted.items() <= shown.tags.items() and job.done
 
     def _is_outdated(self, job: Job, shown: Shown) -> bool:
         """Whether it shows what cannot be changed in MLflow: another label, another evaluation."""
         from workbench.tracking.points import evaluation_identity
 
-        evaluation = shown.tags.get(Tag.EVALUATION, evaluation_identity(job))
-        return shown.tags.get(Tag.LABEL) != job.label or evaluation != evaluation_identity(job)
+        evaluation = evaluation_identity(job)
+        wanted = {Tag.LABEL: job.label, Tag.EVALUATION: evaluation}
+        return not wanted.items() <= {Tag.EVALUATION: evaluation, **shown.tags}.items()
 
     def _push(self, job: Job) -> None:
         from workbench.tracking import points
