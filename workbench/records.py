@@ -217,8 +217,7 @@ class Run:
 
     def evaluation_path(self, measurement: Measurement) -> Path:
         """Where that measurement of the final checkpoint is, or will be."""
-        name = f"{measurement.suite}-{fingerprint(measurement)[:8]}.parquet"
-        return self.path / File.EVALUATIONS / name
+        return self.path / File.EVALUATIONS / _evaluation_name(measurement)
 
     def probe_path(self, probe: Probe) -> Path:
         """Where the moments of that probe are, or will be."""
@@ -240,6 +239,11 @@ class Run:
 
     def checkpoint_path(self, step: int) -> Path:
         return self.path / File.CHECKPOINTS / f"step-{step:06d}"
+
+
+@lru_cache(maxsize=1024)  # asked for by every look at whether a run is done
+def _evaluation_name(measurement: Measurement) -> str:
+    return f"{measurement.suite}-{fingerprint(measurement)[:8]}.parquet"
 
 
 def dropped_path(path: Path) -> Path:

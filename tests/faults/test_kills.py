@@ -91,7 +91,7 @@ def test_asked_twice_it_ends_at_once(tmp_path: Path, whole: Run) -> None:
     twice = (signal.SIGTERM, signal.SIGINT)
     assert attempt(run, asked=("metrics.jsonl.appended:6", twice), **SPARSE) == 130
     assert run.failure is None  # it took no time for that
-    assert checkpoint.latest(run) == 3
+    assert checkpoint.latest(run) == 4
     assert attempt(run, **SPARSE) == 0
     assert_same(run, whole)
     assert "Traceback" not in log_of(run)
