@@ -259,7 +259,7 @@ class BiasVariance(Drawing):
         note = (
             "At each estimator's best scale, as shares of the true gradient's squared length.\n"
             "95% jackknife intervals over replicates; an arrow: only an upper limit is known.\n"
-            "Dotted: the same mean squared error."
+            "Leftmost: no bias at all. Dotted: the same mean squared error."
         )
         return Panels(tuple(panels), note, tuple(left_out))
 

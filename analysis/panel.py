@@ -316,7 +316,7 @@ def _draw_heat(ax: Axes, heat: Heat) -> None:
 def _draw_scatter(ax: Axes, panel: Scatter, looks: Mapping[str, Look]) -> None:
     ax.set_xscale("log")
     ax.set_yscale("log")
-    for mark in panel.marks:
+    for mark in _off_zero(panel.marks):
         look, (x, y) = looks[mark.key], _shown_at(mark)
         options: dict[str, Any] = {}
         for axis, limit, (value, low, high) in (("x", "xuplims", mark.x), ("y", "uplims", mark.y)):
@@ -346,6 +346,23 @@ def _draw_scatter(ax: Axes, panel: Scatter, looks: Mapping[str, Look]) -> None:
     ax.set_title(panel.title)
     ax.set_xlabel(panel.x_label)
     ax.set_ylabel(panel.y_label)
+
+
+def _off_zero(marks: Sequence[Mark]) -> Iterator[Mark]:
+    """The marks with what is zero, which no logarithmic axis has, bounded below all others."""
+    floors = []
+    for places in zip(*((mark.x, mark.y) for mark in marks), strict=True):
+        ends = [high if low <= 0 else value for value, low, high in places]
+        floors.append(0.3 * min([end for end in ends if end > _ZERO], default=1.0))
+    for mark in marks:
+        x, y = (
+            place if place[2] > _ZERO else (0.0, 0.0, floor)
+            for place, floor in zip((mark.x, mark.y), floors, strict=True)
+        )
+        yield Mark(mark.key, x, y)
+
+
+_ZERO = 1e-9  # what rounding leaves of it
 
 
 def _shown_at(mark: Mark) -> tuple[float, float]:

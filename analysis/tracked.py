@@ -20,7 +20,7 @@ from workbench import plan
 from workbench.durable import new_file
 from workbench.identity import fingerprint, nearest
 from workbench.records import write_json
-from workbench.schema import EVAL_PASS_AT_1, PASS_AT_K, File, Tag
+from workbench.schema import EVAL_PASS_AT_1, PASS_AT_K, PROBE, File, Tag
 from workbench.study import Study
 from workbench.tracking.store import (
     TRAINING_VIEW,
@@ -48,8 +48,11 @@ _STAMP = "mlflow.json"  # which MLflow run a directory is a copy of, and when it
 
 _WITH_RESULT = ("finished", "trained")  # the latter lacks an evaluation, or a checkpoint to keep
 
-# Of the workbench's own metrics these are not of steps: final evaluations, Pass@k with step = k.
-_OF_NO_STEP = tuple(name.partition("{")[0] for name in (EVAL_PASS_AT_1, PASS_AT_K, "nonfinite/"))
+# Of the workbench's own metrics these are not of training steps: final evaluations, Pass@k with
+# step = k, probes of checkpoints.
+_OF_NO_STEP = tuple(
+    name.partition("{")[0] for name in (EVAL_PASS_AT_1, PASS_AT_K, PROBE, "nonfinite/")
+)
 
 
 def fetch(study: Study, uri: str, folder: Path) -> Path:

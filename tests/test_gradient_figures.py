@@ -2,12 +2,18 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from analysis import BiasVariance, ErrorBySolveRate, Estimators, estimates
 from analysis.gradient import crossing, difference
 from workbench import Data, Probe, Recipe, Study, upge
+from workbench.cli import main
+from workbench.durable import new_file
+from workbench.identity import load_module
 from workbench.moments import Moments, jackknife
+from workbench.plan import jobs
 
 PROBES = (Probe((upge.sft(), upge.grpo(), upge.rloo()), step=0), Probe((upge.grpo(),), step=2))
 STUDY = Study("probed", [Recipe("arithmetic-1m", Data("arithmetic"), upge.grpo())], probes=PROBES)
@@ -103,6 +109,55 @@ def test_the_crossing_has_an_interval_where_it_is_without_each_replicate():
     assert 0.25 < found.low < found.value < found.high < 0.75
     bands[2] = rows("grpo", 0.0, 0.4, inner=0.3, noise=0.5, rate=0.25)
     assert np.isnan(crossing(pd.concat(bands), "sft", "grpo").low)
+
+
+PROBED_STUDY = """
+from analysis import BiasVariance, ErrorBySolveRate, Estimators
+from workbench import Data, Evaluation, Probe, Recipe, Study, upge
+
+probe = Probe((upge.sft(), upge.grpo(), upge.rloo()), mu=(0.0, 0.1))
+recipe = Recipe("arithmetic-1m", Data("arithmetic"), upge.grpo(), steps=2)
+study = Study("probed", {"HPT": recipe}, probes=[probe], evaluation=Evaluation(suites=("chain",)))
+table = Estimators("table", study)
+atlas = BiasVariance("atlas", study)
+gate = ErrorBySolveRate("gate", study, mu=(0.0, 0.1))
+"""
+
+
+def test_exported_probes_draw_the_same_report_elsewhere(tmp_path, capsys):
+    path = tmp_path / "probed.py"
+    path.write_text(PROBED_STUDY)
+    (job,) = jobs(load_module(str(path)).study, tmp_path / "mlruns")
+    job.run.create(job.recipe, job.seed)
+    job.run.finish({"steps": 2})
+    (probe,) = job.probes
+    bands = [("sft", 0.0, 0.4, 0.5), ("sft", 0.4, 1.0, 0.5), ("grpo", 0.0, 0.4, 0.3)]
+    bands += [("grpo", 0.4, 1.0, 0.8), ("sft", -1.0, 1.0, 0.5), ("grpo", -1.0, 1.0, 0.6)]
+    each = [
+        rows(method, low, high, inner, noise=0.005, rate=high / 2)
+        for method, low, high, inner in bands
+    ]
+    one = pd.concat(each).drop(columns=["label", "seed", "probe_seed"])
+    table = pa.Table.from_pandas(pd.concat([one, one.assign(mu=0.1)]), preserve_index=False)
+    note = {"sketch_error": "0.01", "reference_sketch_error": "0.02"}
+    with new_file(job.run.probe_path(probe)) as handle:
+        parquet.write_table(table.replace_schema_metadata(note), handle)
+    assert main(["report", str(path), "--root", str(tmp_path / "mlruns")]) == 0
+    exported = ["export", str(path), "--root", str(tmp_path / "mlruns")]
+    assert main([*exported, "--to", str(tmp_path / "kept")]) == 0
+    elsewhere = ["report", str(path), "--root", str(tmp_path / "elsewhere")]
+    assert main([*elsewhere, "--from", str(tmp_path / "kept")]) == 0
+    capsys.readouterr()
+    for name in ("table.md", "table.csv", "atlas.svg", "gate.svg"):
+        here, there = (
+            (tmp_path / root / "reports" / "probed" / name).read_bytes()
+            for root in ("mlruns", "elsewhere")
+        )
+        assert here == there
+    assert (
+        b"off by 1.0%, those of the truth's sample by 2.0%"
+        in (tmp_path / "elsewhere" / "reports" / "probed" / "table.md").read_bytes()
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,15 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
+from pyarrow import parquet
 
 from workbench import plan, provenance, upge
 from workbench.plan import Job
-from workbench.recipe import Data, Evaluation, Recipe
+from workbench.recipe import Data, Evaluation, Probe, Recipe
 from workbench.records import new_file
 from workbench.schema import File, Tag
 from workbench.study import Study
@@ -182,6 +184,55 @@ def test_the_experiment_holds_the_question_and_is_in_mlflows_own_default_store(
     assert found.tags["mlflow.note.content"] == "Does it show?"
     monkeypatch.chdir(root.parent)
     assert sqlite_path(mlflow.get_tracking_uri()) == sqlite_path(store_uri(root))
+
+
+def test_probes_are_shown_once_as_metrics_and_as_a_table(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clipped = upge.grpo(mask=upge.RatioClip(0.2, high=0.28))
+    first = Probe((upge.rloo(), clipped), step=3, mu=(0.0, 0.1))
+    probes = (first, replace(first, distance=2), replace(first, seed=1))
+    study = replace(STUDY, probes=probes)
+    job = job_of(root, study)
+    finish(job)
+    (job.run.path / File.CHECKPOINTS / "step-000003").mkdir(parents=True)
+    for number, probe in enumerate(probes):
+        record_probe(job, probe, variance=2.0 + number)
+    mirror(job, study)
+    before = stored_points(root)
+    found = {key: (value, step) for key, step, _, value, _ in before if key.startswith("probe/")}
+    assert found["probe/rloo/variance"] == (2.0, 3)
+    assert found["probe/rloo/off_policy_2/variance"] == (3.0, 3)
+    assert found["probe/rloo/bias2"] == (pytest.approx(1.0 + 1.0 - 2 * 0.5), 3)
+    assert found["probe/rloo/mse"][0] == pytest.approx(3.0)
+    assert found["probe/rloo/cosine"][0] == pytest.approx(0.5)
+    assert found["probe/rloo/error"][0] == pytest.approx(1 - 0.25 / 3)
+    assert found["probe/rloo/noise_scale"][0] == pytest.approx(2.0)
+    assert len(found) == 2 * 2 * 6  # methods, distances, statistics: of two seeds the first
+    run = shown(root)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri(root))  # load_table knows no other way
+    table = MlflowClient().load_table(run.info.experiment_id, "probes.json")
+    assert len(table) == 3 * 2 * 2  # probes, truths, methods
+    assert set(table["mu"]) == {0.0, 0.1} and {"cosine_low", "cosine_high"} <= set(table)
+    monkeypatch.setattr(Mirror, "_is_complete", lambda *_: False)
+    mirror(job, study)
+    assert stored_points(root) == before
+
+
+def record_probe(job: Job, probe: Probe, variance: float) -> None:
+    """A table as a probe leaves it, of three replicates that agree."""
+    same = {"step": probe.step, "distance": probe.distance, "band_low": -1.0, "band_high": 1.0,
+            "solve_rate": 0.5, "questions": 4, "inner": 0.5, "square": 1.0, "truth_square": 1.0,
+            "variance": variance, "within": 1.0}  # fmt: skip
+    rows = [
+        {**same, "mu": mu, "method": method.label, "left_out": left_out}
+        for mu in probe.mu
+        for method in probe.methods
+        for left_out in (-1, 0, 1, 2)
+    ]
+    note = {"sketch_error": "0.01", "reference_sketch_error": "0.02"}
+    with new_file(job.run.probe_path(probe)) as handle:
+        parquet.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(note), handle)
 
 
 # --- replay ---

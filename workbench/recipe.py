@@ -405,14 +405,14 @@ class Probe(Component):
 
     @property
     def cost(self) -> str:
-        """What it will do, in words."""
-        sequences = self.questions * (self.replicates * self.rollouts + 1)
-        drawn = self.questions * (self.replicates * self.rollouts)
-        truths = drawn if self.distance else 0
-        answers = drawn + truths + self.questions * self.difficulty_samples
+        """What it will do, in words; what moves the policy off its rollouts is not counted."""
+        drawn = self.questions * self.replicates * self.rollouts
+        samples = 2 if self.distance else 1  # off policy the truth has one of its own
+        answers = samples * drawn + self.questions * self.difficulty_samples
+        sequences = samples * (drawn + self.questions)
         size = "whole gradients" if self.sketch is None else f"{self.sketch:,} numbers a gradient"
         return (
             f"{len(self.methods)} methods on {self.questions} questions: {answers:,} answers, "
-            f"{sequences + truths:,} sequences differentiated one by one, once for each pattern of "
+            f"at most {sequences:,} sequences differentiated one by one, once for each pattern of "
             f"token weights; {size}"
         )

@@ -90,6 +90,7 @@ VALIDATION_LEVEL = "validation/level_{level}"
 EVAL_PASS_AT_1 = "eval/{suite}/pass_at_1"
 EVAL_LENGTH = "eval/{suite}/length"
 PASS_AT_K = "passk/{suite}"
+PROBE = "probe/{method}/{name}"  # at the step of the probe's checkpoint
 AVERAGE = "avg"  # the in-distribution suites' mean, in place of a suite's name
 AVERAGE_OOD = "avg_ood"
 

@@ -1,10 +1,18 @@
 """The probe on the shipped model: its gradients are the policy's, and its table is whole."""
 
+import json
+import subprocess
+import sys
+import time
+
 import pandas as pd
 import pytest
 import torch
+from pyarrow.parquet import read_schema
 
 from workbench import Probe, replace, upge
+from workbench.resources import Resources
+from workbench.training import probe as probing
 from workbench.training.loop import Interrupted
 from workbench.training.probe import PolicyGradients, probe
 from workbench.training.sequences import pad
@@ -43,8 +51,6 @@ def test_gradients_of_sequences_are_the_policys(size, small, trainer_of):
 @pytest.mark.parametrize("distance", [0, 2])
 def test_a_probe_leaves_a_table_of_every_method(distance, small, open_run):
     run = open_run(small)
-    from workbench.resources import Resources
-
     plan = replace(TINY, distance=distance)
     probe(run, open_checkpoint(run, 0, Resources()), plan)
     table = pd.read_parquet(run.probe_path(plan))
@@ -60,9 +66,70 @@ def test_a_probe_leaves_a_table_of_every_method(distance, small, open_run):
         assert bias["rloo"] == pytest.approx(0, abs=1e-9)
 
 
-def test_a_probe_that_is_stopped_leaves_nothing(small, open_run):
-    from workbench.resources import Resources
+@pytest.mark.parametrize("distance", [0, 2])
+def test_a_probe_says_how_good_its_sketches_are(distance, small, open_run, caplog):
+    run = open_run(small)
+    plan = replace(TINY, distance=distance, sketch=64)
+    with caplog.at_level("INFO"):
+        probe(run, open_checkpoint(run, 0, Resources()), plan)
+    note = read_schema(run.probe_path(plan)).metadata
+    here, there = (float(note[name]) for name in (b"sketch_error", b"reference_sketch_error"))
+    assert 0 < here < 1 and 0 < there < 1
+    assert (here == there) is (distance == 0)  # on policy the sample is its own reference
+    assert f"sketch error {here:.4f}, of the reference {there:.4f}" in caplog.text
 
+
+def test_solve_rates_are_of_rollouts_alone(small, trainer_of, monkeypatch):
+    taken = []
+
+    def watched(trainer, problems, rollouts, demonstrations=None):
+        found = grade(trainer, problems, rollouts, demonstrations)
+        taken.extend(found)
+        return found
+
+    monkeypatch.setattr(probing, "grade", watched)
+    trainer = trainer_of(small)
+    rates = probing._solve_rates(trainer, list(trainer.data.train[:4]), TINY)
+    assert len(taken) == 4 * TINY.difficulty_samples
+    assert rates.tolist() == [
+        sum(s.correct for s in taken if s.question == question) / TINY.difficulty_samples
+        for question in range(4)
+    ]
+
+
+def test_two_threads_take_two_probes_at_once_with_the_same_results(small, open_run):
+    plans = [TINY, replace(TINY, seed=1)]
+    tables = []
+    for threads, seed in ((1, 0), (2, 1)):
+        run = open_run(small, seed)
+        names = ",".join(run.ask(plan) for plan in plans)
+        run.finish({})
+        resources = json.dumps({"threads": threads, "device": "cpu"})
+        command = [sys.executable, "-m", "workbench", "worker", str(run.path)]
+        command += ["--resources", resources, "--probes", names]
+        subprocess.run(command, check=True, capture_output=True)
+        tables.append([pd.read_parquet(run.probe_path(plan)) for plan in plans])
+    for alone, beside in zip(*tables, strict=True):
+        pd.testing.assert_frame_equal(alone, beside, rtol=1e-4, atol=1e-12)
+
+
+def test_probes_that_run_at_once_are_stopped_together(small, open_run):
+    run = open_run(small)
+    slow = replace(TINY, questions=16, replicates=12)
+    names = ",".join(run.ask(plan) for plan in (slow, replace(slow, seed=1)))
+    run.finish({})
+    command = [sys.executable, "-m", "workbench", "worker", str(run.path), "--probes", names]
+    command += ["--resources", json.dumps({"threads": 2, "device": "cpu"})]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while "sequences" not in run.doing and process.poll() is None:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait() == 130
+    assert run.failure is not None and run.failure["kind"] == "interrupted"
+    assert not list((run.path / "probes").glob("*.parquet"))
+
+
+def test_a_probe_that_is_stopped_leaves_nothing(small, open_run):
     run = open_run(small)
     with pytest.raises(Interrupted):
         probe(run, open_checkpoint(run, 0, Resources()), TINY, lambda: True)
@@ -70,8 +137,6 @@ def test_a_probe_that_is_stopped_leaves_nothing(small, open_run):
 
 
 def test_a_probe_says_how_far_it_is(small, open_run):
-    from workbench.resources import Resources
-
     run = open_run(small)
     probe(run, open_checkpoint(run, 0, Resources()), TINY)
     assert run.doing == "probe of step 0, distance 0: 0 of 40 sequences"

@@ -1,5 +1,7 @@
 """Replicates: unbiased moments with intervals that cover what enumeration says."""
 
+from functools import cached_property
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,17 @@ from workbench.moments import Moments, jackknife
 from workbench.training.gradient import Blocks
 from workbench.upge import exact, replicates
 
-WORLD = exact.World(questions=4)
+
+class World(exact.World):
+    """One demonstration a question, as data have it: moments are of rollouts alone."""
+
+    @cached_property
+    def demonstrators(self):
+        likeliest = exact.World(self.questions).demonstrators.argmax(dim=1)
+        return torch.nn.functional.one_hot(likeliest, len(self.responses)).double()
+
+
+WORLD = World(questions=4)
 POLICY = exact.Neural(WORLD)
 THETA = POLICY.random(3)
 OLD = THETA + 0.3 * POLICY.random(4)
@@ -58,13 +70,17 @@ def sample(old, replicate_count, rollouts, seed):
 ALL = [torch.ones(WORLD.questions, dtype=torch.bool)]
 
 
-def found(methods, here, reference=None, mu=0.0):
-    truths = [replicates.unbiased(mu)]
+def found(methods, here, reference=None, mu=(0.0,)):
+    truths = [replicates.unbiased(each) for each in mu]
     measured = replicates.measure(methods, truths, here, reference, ALL, WORLD.questions)
     return [moments for _, _, _, moments in measured]
 
 
-METHODS = [upge.rloo(), upge.grpo(), upge.dr_grpo(), upge.reinforce(), upge.gspo(), upge.cispo()]
+METHODS = [
+    upge.rloo(), upge.grpo(), upge.dr_grpo(), upge.reinforce(), upge.gspo(), upge.cispo(),
+    upge.sft(SUMS), upge.luffy(),
+]  # fmt: skip
+TRUTHS = (0.0, 0.3)  # weights of the demonstrations in J_mu
 STATISTICS = {
     "bias_squared": lambda m: m.bias_squared,
     "inner": lambda m: m.inner,
@@ -80,13 +96,17 @@ REPEATS, REPLICATES, ROLLOUTS = 100, 8, 3
 @pytest.mark.parametrize("old", [THETA, OLD], ids=["on", "off"])
 def test_intervals_cover_the_enumerated_moments(old):
     """Prints each coverage (pytest -s), which 100 seeds tell to two points."""
-    wanted = [exact.moments(m, POLICY, THETA, rollouts=ROLLOUTS, old=old) for m in METHODS]
-    covered = {name: np.zeros(len(METHODS)) for name in STATISTICS}
-    given = {name: np.zeros(len(METHODS)) for name in STATISTICS}
+    wanted = [
+        exact.moments(method, POLICY, THETA, rollouts=ROLLOUTS, old=old, mu=mu)
+        for method in METHODS
+        for mu in TRUTHS
+    ]
+    covered = {name: np.zeros(len(wanted)) for name in STATISTICS}
+    given = {name: np.zeros(len(wanted)) for name in STATISTICS}
     for seed in range(REPEATS):
         here = sample(old, REPLICATES, ROLLOUTS, 2 * seed)
         reference = None if old is THETA else sample(THETA, REPLICATES, ROLLOUTS, 2 * seed + 1)
-        for place, got in enumerate(found(METHODS, here, reference)):
+        for place, got in enumerate(found(METHODS, here, reference, TRUTHS)):
             rollouts_alone = Moments(got.inner, got.square, got.truth_square, got.within)
             for name, statistic in STATISTICS.items():
                 each = jackknife(statistic, rollouts_alone)
@@ -99,6 +119,22 @@ def test_intervals_cover_the_enumerated_moments(old):
     for name, counts in covered.items():
         assert given[name].min() >= 0.3 * REPEATS, name
         assert counts.sum() / given[name].sum() >= 0.94, name
+
+
+@pytest.mark.parametrize("mu", TRUTHS)
+def test_the_truth_is_the_enumerated_gradient_of_j_mu(mu):
+    """On average the probe's reference says how long it is, and how long a demonstrations' step."""
+    imitation = exact.moments(upge.sft(SUMS), POLICY, THETA, mu=mu)
+    got = [
+        found(
+            [upge.sft(SUMS)], sample(OLD, 3, 3, 2 * seed), sample(THETA, 3, 3, 2 * seed + 1), (mu,)
+        )
+        for seed in range(60)
+    ]
+    for name in ("inner", "square", "truth_square", "bias_squared"):
+        values = np.array([getattr(each, name)[0] for (each,) in got])
+        error = values.std(ddof=1) / len(values) ** 0.5
+        assert abs(values.mean() - getattr(imitation, name)) <= 4.5 * error + 1e-12, name
 
 
 EVERY = [make() for name, make in upge.NAMED.items() if name not in ("ppo", "hpt_released")]
@@ -154,9 +190,9 @@ def test_live_blocks_average_to_the_probes_variance():
 def test_an_unbiased_method_has_no_bias_against_itself_whatever_mu():
     imitation = upge.Term(upge.sft(SUMS).demonstrations, 0.3)
     both = upge.Method(upge.rloo().rollouts, (imitation,))
-    (same,) = found([both], sample(THETA, 4, 3, 0), mu=0.3)
+    (same,) = found([both], sample(THETA, 4, 3, 0), mu=(0.3,))
     assert np.abs(same.bias_squared).max() < 1e-12 and same.variance[0] > 0
-    (other,) = found([upge.rloo()], sample(THETA, 4, 3, 0), mu=0.3)
+    (other,) = found([upge.rloo()], sample(THETA, 4, 3, 0), mu=(0.3,))
     assert other.bias_squared[0] > 1e-3
 
 

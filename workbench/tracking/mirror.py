@@ -343,7 +343,7 @@ class Mirror:
         if now.kind == "finished":
             # Before the points: if these stop half-way, the tag says which evaluation they are of.
             self._set_tags(shown, {Tag.EVALUATION: points.evaluation_identity(job)})
-            self._log_points(shown.id, points.evaluation_points(job))
+            self._log_points(shown.id, points.evaluation_points(job) + points.probe_points(job))
         difference = points.replay_difference(job)
         if difference is not None:
             tags[NONDETERMINISTIC] = f"step {difference}"
@@ -360,9 +360,9 @@ class Mirror:
         with tempfile.TemporaryDirectory() as folder:
             points.write_artifacts(job, Path(folder))
             self._api.log_artifacts(shown.id, folder)
-            has_table = (Path(folder) / points.ROLLOUTS_TABLE).exists()
-        table = [{"path": points.ROLLOUTS_TABLE, "type": "table"}]
-        return {"mlflow.loggedArtifacts": json.dumps(table)} if has_table else {}
+            found = [name for name in points.TABLES if (Path(folder) / name).exists()]
+        tables = [{"path": name, "type": "table"} for name in found]
+        return {"mlflow.loggedArtifacts": json.dumps(tables)} if tables else {}
 
     def _set_tags(self, shown: Shown, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag

@@ -6,8 +6,9 @@ it again gives the same points and a replay adds nothing.
 
 import json
 import math
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,18 +16,30 @@ import numpy as np
 import pandas as pd
 
 from workbench.compact import write_tables
+from workbench.estimates import EVERYONE, estimates, probed
 from workbench.identity import fingerprint
 from workbench.passk import pass_at_k
 from workbench.plan import Job
-from workbench.recipe import Measurement
+from workbench.recipe import Measurement, Probe
 from workbench.records import Row, dropped_path
-from workbench.schema import PASS_AT_K, WALL_CLOCK, File
+from workbench.schema import PASS_AT_K, PROBE, WALL_CLOCK, File
 from workbench.scores import evaluated
 from workbench.study import flatten
 
 PARAM_LIMIT = 6000  # characters; MLflow cuts longer values without a word
 NONFINITE = "nonfinite/{key}"
 ROLLOUT_FILES, ROLLOUT_ROWS = 8, 16  # how much of the sampled rollouts the table shows
+
+
+# What MLflow is shown of a probe as metrics, and which of `workbench.moments.STATISTICS` it is.
+PROBED = {
+    "bias2": "bias_squared",
+    "variance": "variance",
+    "mse": "mse",
+    "cosine": "cosine",
+    "noise_scale": "noise_scale",
+    "error": "scale_free_error",
+}
 
 
 class Point(NamedTuple):
@@ -120,18 +133,66 @@ def _curve(measurement: Measurement, counts: pd.DataFrame, stamp: int) -> Iterat
         yield Point(key, float(value), stamp, k)
 
 
+# --- probes ---------------------------------------------------------------------------------------
+
+
+def probe_points(job: Job) -> list[Point]:
+    """What the probes say of each method on all questions, at the step of the checkpoint.
+
+    Of the probes of one step and distance the first, and its first truth: `probes.json` has all.
+    """
+    found: list[Point] = []
+    seen: set[tuple[int, int]] = set()
+    for probe in job.probes:
+        place = (probe.step, probe.distance)
+        if place in seen:
+            continue
+        seen.add(place)
+        stamp = int(job.run.probe_path(probe).stat().st_mtime * 1000)
+        rows = _estimates(job, [probe])
+        for row in rows[rows["mu"] == probe.mu[0]].to_dict("records"):
+            for name, statistic in PROBED.items():
+                key = _probe_key(str(row["method"]), probe.distance, name)
+                if math.isfinite(row[statistic]):
+                    found.append(Point(key, float(row[statistic]), stamp, probe.step))
+    return found
+
+
+def _probe_key(method: str, distance: int, name: str) -> str:
+    """A metric's name; MLflow allows few signs beside letters and digits in it."""
+    where = f"/off_policy_{distance}" if distance else ""
+    plain = re.sub(r"[^\w .\-]+", " ", method, flags=re.ASCII)
+    return PROBE.format(method=" ".join(plain.split()) + where, name=name)
+
+
+def probes_table(job: Job) -> str | None:
+    """Every estimate of the probes on all questions with its interval, as MLflow shows a table."""
+    rows = _estimates(job, job.probes)
+    return str(rows.to_json(orient="split", index=False)) if len(rows) else None
+
+
+def _estimates(job: Job, probes: Iterable[Probe]) -> pd.DataFrame:
+    moments = probed(job.run, probes)
+    everyone = (moments[list(EVERYONE)] == pd.Series(EVERYONE)).all(axis=1)
+    return estimates(moments[everyone])
+
+
 # --- artifacts ------------------------------------------------------------------------------------
 
-ROLLOUTS_TABLE = "rollouts.json"
+ROLLOUTS_TABLE, PROBES_TABLE = TABLES = ("rollouts.json", "probes.json")
 
 
 def write_artifacts(job: Job, folder: Path) -> None:
     """Writes what MLflow keeps of a run besides numbers: recipe, records as Parquet, rollouts."""
     (folder / "recipe.txt").write_text(recipe_text(job))
     write_compact(job, folder)
-    table = rollouts_table(job.run.path / File.ROLLOUTS)
-    if table is not None:
-        (folder / ROLLOUTS_TABLE).write_text(table)
+    tables = {
+        ROLLOUTS_TABLE: rollouts_table(job.run.path / File.ROLLOUTS),
+        PROBES_TABLE: probes_table(job),
+    }
+    for name, table in tables.items():
+        if table is not None:
+            (folder / name).write_text(table)
 
 
 def write_compact(job: Job, folder: Path) -> None:

@@ -99,7 +99,7 @@ def probe(run: Run, trainer: Trainer, plan: Probe, stopping: Callable[[], bool] 
     )
     with new_file(run.probe_path(plan), point=File.PROBES) as handle:
         table = pa.Table.from_pylist(found).replace_schema_metadata(note)
-        parquet.write_table(table, handle)
+        parquet.write_table(table, handle, compression="zstd")
 
 
 # --- gradients ------------------------------------------------------------------------------------
