@@ -1,6 +1,7 @@
 """What a run's probes say of each method, with intervals, from its directory alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 from pyarrow.parquet import read_schema
@@ -14,7 +15,10 @@ KEYS = ["probe_seed", "step", "distance", "mu", "band_low", "band_high"]
 ABOUT = ["solve_rate", "questions"]
 SKETCHES = ["sketch_error", "reference_sketch_error"]
 PARTS = ["inner", "square", "truth_square", "variance", "within"]
-EVERYONE = {"band_low": -1.0, "band_high": 1.0}  # the band that holds all questions
+EVERYONE: Mapping[str, Any] = {
+    "band_low": -1.0,
+    "band_high": 1.0,
+}  # the band that holds all questions
 
 
 def probed(run: Run, probes: Iterable[Probe]) -> pd.DataFrame:

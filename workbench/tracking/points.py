@@ -150,7 +150,7 @@ def probe_points(job: Job) -> list[Point]:
         seen.add(place)
         stamp = int(job.run.probe_path(probe).stat().st_mtime * 1000)
         rows = _estimates(job, [probe])
-        for row in rows[rows["mu"] == probe.mu[0]].to_dict("records"):
+        for row in rows.loc[rows["mu"] == probe.mu[0]].to_dict("records"):
             for name, statistic in PROBED.items():
                 key = _probe_key(str(row["method"]), probe.distance, name)
                 if math.isfinite(row[statistic]):
@@ -174,7 +174,7 @@ def probes_table(job: Job) -> str | None:
 def _estimates(job: Job, probes: Iterable[Probe]) -> pd.DataFrame:
     moments = probed(job.run, probes)
     everyone = (moments[list(EVERYONE)] == pd.Series(EVERYONE)).all(axis=1)
-    return estimates(moments[everyone])
+    return estimates(moments.loc[everyone])
 
 
 # --- artifacts ------------------------------------------------------------------------------------
