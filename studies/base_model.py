@@ -7,11 +7,12 @@
 Wanted: a model that knows the digit facts and a short worked format, whose Pass@64 is far above its
 Pass@1, and that almost never works the right side of an expression first.
 
-Answer for `arithmetic-1m`: yes, but for nesting. In 23 minutes: every digit fact, Pass@1 of 63% on
-chains of two and 24% on chains of four operations (Pass@64 is 100% on both), 29% in words, 30% on
-equations, and about half of the answers worked. Precedence, nesting and their composition stay at
-0.0% (Pass@64 at most 2.5%): more nesting was wanted, since half of those problems agree with
-working from the left. `Glimpses` were added for it; the models' cards say what came of them.
+Answer for `arithmetic-1m` (its card has the counts): nearly, in 34 minutes of a busy thread. Pass@1
+is 64% on chains of two and 26% on chains of four operations (Pass@64 is 100% on both), 34% in
+words, 9% on precedence (Pass@64 90%), 0.4% on nesting (12%) and 0.0% on both at once (2%). More of
+its answers are worked than was wanted: 59 to 76%, in one or two short steps. A first mixture
+without `Glimpses` left precedence and nesting at 0.0%. Rebuilt from scratch once more, the weights
+were the same bit for bit.
 
 The smaller Qwen2 and the Llama stand for other base models in a comparison. They read less.
 """

@@ -18,7 +18,10 @@ from workbench.problems.problem import Origin
 from workbench.study import Study
 from workbench.studyfile import Mistake, StudyFile
 
-NEEDED = ("torch", "transformers", "mlflow", "numpy", "pandas", "pyarrow", "matplotlib", "rich")
+NEEDED = (
+    *("torch", "transformers", "safetensors", "datasets", "math-verify", "mlflow", "optuna"),
+    *("numpy", "scipy", "pandas", "pyarrow", "matplotlib", "rich"),
+)
 
 DEMONSTRATIONS = 200  # graded by doctor, of each corpus
 

@@ -146,3 +146,6 @@ class Tag:
     OUTCOME = "workbench.outcome"
     DIRECTORY = "workbench.directory"
     COMMIT = "workbench.commit"
+    DIRTY = "workbench.dirty"  # a hash of what differed from the commit; absent where nothing did
+    DEVICES = "workbench.devices"
+    PACKAGES = "workbench.packages"

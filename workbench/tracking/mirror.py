@@ -339,7 +339,7 @@ class Mirror:
         outcome = now.kind if now.kind == "finished" else f"{now.kind}: {now.detail}"[:5000]
         if not changed and shown.tags.get(Tag.OUTCOME) == outcome != "finished":
             return
-        tags = {Tag.OUTCOME: outcome, **_commit_tags(job)}
+        tags = {Tag.OUTCOME: outcome, **_provenance_tags(job)}
         if now.kind == "finished":
             # Before the points: if these stop half-way, the tag says which evaluation they are of.
             self._set_tags(shown, {Tag.EVALUATION: points.evaluation_identity(job)})
@@ -386,11 +386,20 @@ def _note(job: Job) -> str:
     return f"{same}```python\n{job.recipe}\n```"[:8000]
 
 
-def _commit_tags(job: Job) -> dict[str, str]:
+def _provenance_tags(job: Job) -> dict[str, str]:
     path = job.run.path / File.PROVENANCE
     attempts = read_json(path)["attempts"] if path.exists() else []
-    commit = attempts[-1].get("commit") if attempts else None
-    return {Tag.COMMIT: commit, "mlflow.source.git.commit": commit} if commit else {}
+    if not attempts:
+        return {}
+    last = attempts[-1]
+    known = {
+        Tag.COMMIT: last.get("commit"),
+        "mlflow.source.git.commit": last.get("commit"),
+        Tag.DIRTY: last.get("diff"),
+        Tag.DEVICES: ", ".join(last.get("devices", ())),
+        Tag.PACKAGES: ", ".join(f"{name} {v}" for name, v in last.get("packages", {}).items()),
+    }
+    return {tag: value for tag, value in known.items() if value}
 
 
 def _first_line(error: Exception) -> str:

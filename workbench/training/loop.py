@@ -36,7 +36,7 @@ def train(
         validate(trainer, tally)
         run.append(File.METRICS, metrics_row(0, tally, stamps))
     while progress.step < recipe.steps:
-        step, tally = progress.step + 1, Tally()
+        step, tally, before = progress.step + 1, Tally(), progress.tokens
         with tally.timed("time/step"):
             problems, epoch = _problems(trainer, step)
             with tally.timed("time/rollout"):
@@ -51,6 +51,7 @@ def train(
                 update(trainer, sequences, batch, tally)
                 keeping.recover(trainer, run, tally)
             gate = batch_statistics(trainer.method, sequences, batch, tally)
+        tally.rate("time/tokens_per_second", progress.tokens - before, "time/step")
         if step % recipe.validation.every == 0 or step == recipe.steps:
             write_rollouts(run, step, sequences, gate)
             with tally.timed("time/validation"):

@@ -189,6 +189,11 @@ validation set or of a suite, in whatever spelling.
 
 {table}
 
+## Calibration
+
+World and base were calibrated on the validation split alone, before any comparison was run and
+never by which method came out ahead; `studies/README.md` has the steps and their numbers.
+
 ## Rebuild and check
 
 `workbench pretrain --model {name} --out FOLDER` trains the same recipe into a folder and says for

@@ -39,6 +39,10 @@ class Tally:
         yield
         self.sum(key, time.perf_counter() - start)
 
+    def rate(self, key: str, amount: SupportsFloat, seconds: str) -> None:
+        """Sets a value to an amount for each second that was spent under another key."""
+        self.put(key, float(amount) / self._value[seconds])
+
     def metrics(self) -> dict[str, float]:
         """Every mean, sum and value, by key."""
         means = {k: t / self._count[k] for k, t in self._total.items() if self._count[k] > 0}

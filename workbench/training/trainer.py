@@ -41,6 +41,11 @@ class Progress:
     trained_tokens: int = 0
     recent: dict[str, float] = field(default_factory=dict)  # windowed sums of gradient moments
 
+    @property
+    def tokens(self) -> int:
+        """Tokens sampled and trained on so far, each time they were."""
+        return self.sampled_tokens + self.trained_tokens
+
 
 @dataclass
 class Trainer:
