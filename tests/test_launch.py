@@ -184,6 +184,7 @@ def test_a_run_that_another_runner_gives_up_is_gone_on_with(stand: Stand) -> Non
 
 
 def test_an_interrupt_is_passed_on_once_and_nothing_more_starts(stand: Stand) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts jobs
     jobs = [stand.job(name, "sleeps") for name in ("one", "two", "three")]
     launcher = stand.launcher(*jobs)
     last: dict[str, Event] = {}

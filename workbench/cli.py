@@ -404,11 +404,23 @@ def _report(options: argparse.Namespace) -> int:
     from workbench.terminal import console
 
     file, root = load(options.study, options.name), _root(options)
-    for variable in cli_report.having(file, options.only or []):
-        file.checked(
-            variable,
-            lambda study: cli_report.write(file, study, root, options.only, options.source),
-        )
+    studies = cli_report.having(file, options.only or [])
+    waiting: list[str] = []
+
+    def write(study: "Study") -> None:
+        from analysis.report import NoRuns
+
+        try:
+            cli_report.write(file, study, root, options.only, options.source)
+        except NoRuns as error:
+            waiting.append(str(error))
+            if len(waiting) == len(studies):
+                raise
+
+    for variable in studies:
+        file.checked(variable, write)
+    for text in waiting:
+        print(f"not reported: {text}", file=sys.stderr)
     for variable in file.searches if not options.only else ():
         from workbench import cli_search
 
