@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart paper test integration check clean
+.PHONY: install quickstart test integration check clean
 
 install: .venv/.installed
 
@@ -18,10 +18,6 @@ install: .venv/.installed
 # The main job: six post-training methods and the base on the small world, then tables and figures.
 quickstart: install
 	$(BIN)/workbench run studies/quickstart.py
-
-# The paper in miniature: its tables and figures from the committed records, training nothing.
-paper: install
-	$(BIN)/workbench report studies/paper.py --from studies/records
 
 # A process a core: a file's tests stay together. Threads would only get in each other's way.
 test: check
