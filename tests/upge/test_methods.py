@@ -1,5 +1,6 @@
 """Every method against its published loss, by autograd, and every row of the paper's Table 1."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -203,6 +204,14 @@ def gradients(method: Method, batch: TokenBatch) -> list[Tensor]:
 
 def test_every_named_method_has_a_published_loss() -> None:
     assert [each.name for each in NAMED] == list(upge.NAMED)
+
+
+@pytest.mark.parametrize("name", upge.NAMED)
+def test_a_docstring_has_its_paper_and_all_of_its_row(name: str) -> None:
+    said = " ".join((upge.NAMED[name].__doc__ or "").split())
+    paper = r"\(.*\b(1992|20\d\d|2509\.04419)\b|^Supervised fine-tuning"
+    row = r"Rows?\b.*pi_ref = [^;]+; (the same )?A( = [^;]+)?; [^;]+; [^;]+; [^;]*(mean|sum)"
+    assert re.search(paper, said) and re.search(row, said), said
 
 
 @pytest.mark.parametrize("case", NAMED + VARIANTS, ids=str)
