@@ -70,12 +70,15 @@ def reinforce(
     )
 
 
-def rloo(aggregation: Aggregation = ConstantLength(1)) -> Method:
+def rloo(
+    aggregation: Aggregation = ConstantLength(1), advantage: LeaveOneOut = LeaveOneOut()
+) -> Method:
     """REINFORCE leave-one-out (Ahmadian et al. 2024, eq. 6): unbiased on policy.
 
-    Row: pi_ref = pi; A = R - mean of the others; no mask; plain; token sum.
+    Row: pi_ref = pi; A = R - mean of the others; no mask; plain; token sum. A lone
+    rollout gets 0; with `LeaveOneOut(lone_reward=True)` its reward, as in the older of verl's two.
     """
-    return reinforce(LeaveOneOut(), aggregation)
+    return reinforce(advantage, aggregation)
 
 
 def reinforce_pp(
@@ -123,26 +126,38 @@ def grpo(
     return Method(rollouts=Estimator(mask, OldPolicy(), advantage, aggregation=aggregation))
 
 
-def dr_grpo(length: int = 1, mask: Mask = RatioClip(0.2)) -> Method:
+def dr_grpo(
+    length: int = 1, mask: Mask = RatioClip(0.2), advantage: GroupCentered = GroupCentered()
+) -> Method:
     """Dr. GRPO (Liu et al. 2025): GRPO without the std and without the length divisor.
 
     Row: pi_ref = pi_old; A = R - mean; PPO clip; plain; token sum over a constant.
     `length` is the constant that token sums are divided by: 1 in the paper's equation, the
-    generation budget in its code.
+    generation budget in its code. A lone rollout gets 0; with `GroupCentered(lone_reward=True)` its
+    reward, as in verl.
     """
-    return grpo(mask, GroupCentered(), ConstantLength(length))
+    return grpo(mask, advantage, ConstantLength(length))
 
 
-def dapo(low: float = 0.2, high: float = 0.28, aggregation: Aggregation = TokenMean()) -> Method:
+def dapo(
+    mask: Mask = RatioClip(0.2, high=0.28),
+    advantage: Advantage = GroupNormalized(),
+    aggregation: Aggregation = TokenMean(),
+) -> Method:
     """DAPO's loss (Yu et al. 2025, eq. 8): GRPO with clip-higher and token means over the question.
 
     Row: pi_ref = pi_old; A = z-score; PPO clip of two widths; plain; token mean. Its code takes the
-    mean over the whole batch: `TokenMean(PerStream())`. Dynamic sampling is not part of a loss.
+    mean over the whole batch: `TokenMean(PerStream())`, and adds dual clip: `DualClip(0.2,
+    high=0.28, cap=10.0)`. Dynamic sampling is not part of a loss.
     """
-    return grpo(RatioClip(low, high), aggregation=aggregation)
+    return grpo(mask, advantage, aggregation)
 
 
-def cispo(cap: float = 5.0, aggregation: Aggregation = TokenMean()) -> Method:
+def cispo(
+    cap: float = 5.0,
+    aggregation: Aggregation = TokenMean(),
+    advantage: Advantage = GroupNormalized(),
+) -> Method:
     """CISPO (MiniMax-M1, 2025, eq. 4-5): the ratio, capped, as a detached weight on log pi.
 
     Row: pi_ref = max(pi_old, pi / cap); A = z-score; no mask beside the cap; plain; token mean.
@@ -150,29 +165,36 @@ def cispo(cap: float = 5.0, aggregation: Aggregation = TokenMean()) -> Method:
     open, open-instruct takes 1.272, TRL recommends 5. Codebases take the token mean over the whole
     step: `TokenMean(PerStream())`.
     """
-    return Method(
-        rollouts=Estimator(KeepAll(), Capped(cap), GroupNormalized(), aggregation=aggregation)
-    )
+    return Method(rollouts=Estimator(KeepAll(), Capped(cap), advantage, aggregation=aggregation))
 
 
-def gspo(low: float = 3e-4, high: float = 4e-4) -> Method:
+def gspo(
+    low: float = 3e-4,
+    high: float = 4e-4,
+    advantage: Advantage = GroupNormalized(),
+    aggregation: Aggregation = SequenceMean(),
+) -> Method:
     """GSPO (Zheng et al. 2025, eq. 5-7): clip and ratio of whole sequences, by geometric means.
 
     Row: pi_ref = pi (pi_old(tau) / pi(tau))^(1 / length); A = z-score; clip of the sequence's
     ratio; plain; sequence mean.
     """
-    return Method(
-        rollouts=Estimator(SequenceClip(low, high), SequenceGeometric(), GroupNormalized())
-    )
+    mask = SequenceClip(low, high)
+    return Method(rollouts=Estimator(mask, SequenceGeometric(), advantage, aggregation=aggregation))
 
 
-def sapo(positive: float = 1.0, negative: float = 1.05) -> Method:
+def sapo(
+    positive: float = 1.0,
+    negative: float = 1.05,
+    advantage: Advantage = GroupNormalized(),
+    aggregation: Aggregation = SequenceMean(),
+) -> Method:
     """SAPO (Gao et al. 2025): GRPO with a soft clip that fades tokens out.
 
     Row: pi_ref = pi_old; A = z-score; 4 s (1 - s) with s = sigmoid(t (r - 1)); plain; sequence
     mean.
     """
-    return grpo(SoftClip(positive, negative))
+    return grpo(SoftClip(positive, negative), advantage, aggregation)
 
 
 def luffy(
