@@ -261,7 +261,7 @@ def hpt(
 def hpt_released(
     gate: Gate = Switch(0.0),
     length: int = 8192,
-    sequences_per_rank: int = 64,
+    sequences_per_rank: float = 64,
     sft_coefficient: float = 1.0,
     sft_passes: int = 1,
     entropy_bonus: float = 0.001,
@@ -284,7 +284,7 @@ def hpt_released(
     if entropy_bonus:
         auxiliary = (EntropyBonus(entropy_bonus, demonstrations=True),)
     return Method(
-        rollouts=(Term(centred, float(sequences_per_rank)),),
+        rollouts=(Term(centred, sequences_per_rank),),
         demonstrations=(Term(imitation, sft_coefficient * sft_passes),),
         gate=gate,
         auxiliary=auxiliary,
