@@ -8,6 +8,7 @@ empty response) the term is 0.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import exp, sqrt
 
 import torch
@@ -91,26 +92,38 @@ def raw(batch: TokenBatch, q: Question) -> Scores:
     return {i: float(batch.rewards[i]) for i in q.everything}
 
 
-def centred(batch: TokenBatch, q: Question, together: bool = False) -> Scores:
+def alone(batch: TokenBatch, q: Question, lone: bool) -> Scores:
+    """A group too small for its statistics: zeros, or plain rewards where `lone` says so."""
+    return raw(batch, q) if lone else dict.fromkeys(q.everything, 0.0)
+
+
+def centred(batch: TokenBatch, q: Question, together: bool = False, lone: bool = False) -> Scores:
     group = rewards(batch, q.everything if together else q.rollouts)
     if len(group) < 2:
-        return dict.fromkeys(q.everything, 0.0)
+        return alone(batch, q, lone)
     return {i: float(batch.rewards[i]) - mean(group) for i in q.everything}
 
 
 def normalized(
-    batch: TokenBatch, q: Question, together: bool = False, epsilon: float = 1e-6, ddof: int = 1
+    batch: TokenBatch,
+    q: Question,
+    together: bool = False,
+    epsilon: float = 1e-6,
+    ddof: int = 1,
+    lone: bool = False,
 ) -> Scores:
     group = rewards(batch, q.everything if together else q.rollouts)
-    if len(group) < 2 or len(set(group)) == 1:
+    if len(group) < 2:
+        return alone(batch, q, lone)
+    if len(set(group)) == 1:
         return dict.fromkeys(q.everything, 0.0)
     spread = deviation(group, ddof) + epsilon
     return {i: (float(batch.rewards[i]) - mean(group)) / spread for i in q.everything}
 
 
-def leave_one_out(batch: TokenBatch, q: Question) -> Scores:
+def leave_one_out(batch: TokenBatch, q: Question, lone: bool = False) -> Scores:
     if len(q.rollouts) < 2:
-        return dict.fromkeys(q.rollouts, 0.0)
+        return alone(batch, q, lone)
     others = {i: rewards(batch, [j for j in q.rollouts if j != i]) for i in q.rollouts}
     return {i: float(batch.rewards[i]) - mean(others[i]) for i in q.rollouts}
 
@@ -300,8 +313,8 @@ def reinforce(batch: TokenBatch, scores: Grouped = signed) -> Tensor:
     return token_sum(batch, log_likelihood, by_group(batch, scores))
 
 
-def rloo(batch: TokenBatch) -> Tensor:
-    return reinforce(batch, leave_one_out)
+def rloo(batch: TokenBatch, lone: bool = False) -> Tensor:
+    return reinforce(batch, partial(leave_one_out, lone=lone))
 
 
 def reinforce_pp(batch: TokenBatch, baseline: bool = False) -> Tensor:
@@ -331,29 +344,35 @@ def grpo(batch: TokenBatch, loss: TokenLoss | None = None, **how: float) -> Tens
     return sequence_mean(batch, loss or ppo_clip(), scores)
 
 
-def dr_grpo(batch: TokenBatch, constant: int = 1) -> Tensor:
-    return token_sum(batch, ppo_clip(), by_group(batch, centred), constant)
+def dr_grpo(batch: TokenBatch, constant: int = 1, lone: bool = False) -> Tensor:
+    return token_sum(batch, ppo_clip(), by_group(batch, partial(centred, lone=lone)), constant)
 
 
-def dapo(batch: TokenBatch) -> Tensor:
-    return token_mean(batch, ppo_clip(0.2, 0.28), by_group(batch, normalized))
+def dapo(batch: TokenBatch, scores: Grouped = normalized, dual: float | None = None) -> Tensor:
+    return token_mean(batch, ppo_clip(0.2, 0.28, dual), by_group(batch, scores))
 
 
 def dapo_of_batch(batch: TokenBatch) -> Tensor:
     return batch_token_mean(batch, ppo_clip(0.2, 0.28), by_group(batch, normalized))
 
 
-def cispo(batch: TokenBatch, cap: float) -> Tensor:
-    return token_mean(batch, capped_importance(cap), by_group(batch, normalized))
+def cispo(batch: TokenBatch, cap: float, scores: Grouped = normalized) -> Tensor:
+    return token_mean(batch, capped_importance(cap), by_group(batch, scores))
 
 
 def cispo_of_batch(batch: TokenBatch, cap: float) -> Tensor:
     return batch_token_mean(batch, capped_importance(cap), by_group(batch, normalized))
 
 
-def gspo(batch: TokenBatch, low: float = 3e-4, high: float = 4e-4) -> Tensor:
-    """s_i = (pi(o_i) / pi_old(o_i))^(1/|o_i|), clipped as a whole."""
-    A = by_group(batch, normalized)
+def gspo(
+    batch: TokenBatch,
+    low: float = 3e-4,
+    high: float = 4e-4,
+    scores: Grouped = normalized,
+    by_length: bool = False,
+) -> Tensor:
+    """s_i = (pi(o_i) / pi_old(o_i))^(1/|o_i|), clipped whole; rows count alike or `by_length`."""
+    A = by_group(batch, scores)
 
     def of_row(i: int) -> Tensor:
         here = tokens(batch, i)
@@ -363,13 +382,20 @@ def gspo(batch: TokenBatch, low: float = 3e-4, high: float = 4e-4) -> Tensor:
         s, a = (drift / len(here)).exp(), A(i, 0)
         return -torch.minimum(s * a, s.clamp(1 - low, 1 + high) * a)
 
-    return mean_over_questions(
-        batch, lambda q: ratio(total(batch, [of_row(i) for i in q.rollouts]), len(q.rollouts))
-    )
+    def of_one(q: Question) -> Tensor:
+        counts = [length(batch, [i]) if by_length else 1 for i in q.rollouts]
+        each = [count * of_row(i) for count, i in zip(counts, q.rollouts, strict=True)]
+        return ratio(total(batch, each), sum(counts))
+
+    return mean_over_questions(batch, of_one)
 
 
 def sapo(batch: TokenBatch, positive: float = 1.0, negative: float = 1.05) -> Tensor:
     return grpo(batch, soft_gate(positive, negative))
+
+
+def sapo_by_tokens(batch: TokenBatch, scores: Grouped) -> Tensor:
+    return token_mean(batch, soft_gate(), by_group(batch, scores))
 
 
 def clip_cov(batch: TokenBatch, dropped: Tensor) -> Tensor:

@@ -161,15 +161,45 @@ def test_an_unknown_name_hints_at_the_nearest() -> None:
         upge.__getattr__("grop")
 
 
-def test_a_batch_of_the_wrong_shape_or_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"rewards has shape \(2,\), expected"):
-        replace(BATCH, rewards=torch.ones(2))
-    with pytest.raises(ValueError, match="trained must be bool"):
-        replace(BATCH, trained=BATCH.logprobs)
-    with pytest.raises(ValueError, match="rewards must be a number"):
-        replace(BATCH, rewards=BATCH.demonstration)
-    with pytest.raises(ValueError, match=r"logprobs is \[sequence, token\]"):
-        replace(BATCH, logprobs=BATCH.rewards)
+def with_nan(rewards: Tensor, value: float = float("nan")) -> Tensor:
+    return rewards.index_fill(0, torch.tensor([2]), value)
+
+
+MISFITS = [
+    ("rewards", lambda b: torch.ones(2), r"shape \(2,\), expected \(20,\)"),
+    ("trained", lambda b: b.trained[:, :1], r"trained has shape \(20, 1\), expected \(20, "),
+    ("logprobs", lambda b: b.rewards, r"logprobs is \[sequence, token\], got shape \(20,\)"),
+    ("logprobs", lambda b: b.logprobs.half(), "float32 or float64, .*float16; .*logprobs.float"),
+    ("old_logprobs", lambda b: b.logprobs.int(), "old_logprobs must be floating point, .*int32"),
+    ("old_entropy", lambda b: b.trained, "old_entropy must be floating point, got torch.bool"),
+    ("trained", lambda b: b.trained.int(), r"trained must be bool, .*; write trained.bool\(\)"),
+    ("demonstration", lambda b: b.rewards, "demonstration must be bool, got torch.float64"),
+    ("correct", lambda b: b.rewards, "correct must be bool, got torch.float64"),
+    ("rewards", lambda b: b.correct, r"rewards must be floating point, got torch.bool"),
+    ("rewards", lambda b: b.rewards.long(), r"got torch.int64; write rewards.float\(\)"),
+    ("rewards", lambda b: with_nan(b.rewards), "rewards must be finite, got nan in row 2"),
+    ("rewards", lambda b: with_nan(b.rewards, float("inf")), "finite, got inf in row 2"),
+    ("group", lambda b: b.rewards, r"group must be an integer, got torch.float64; .*group.long"),
+    ("group", lambda b: b.correct, "group must be an integer, got torch.bool"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), MISFITS)
+def test_a_batch_of_the_wrong_shape_or_kind_is_refused(field, value, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(BATCH, **{field: value(BATCH)})
+
+
+def test_a_field_of_a_batch_is_a_tensor() -> None:
+    with pytest.raises(TypeError, match="rewards must be a tensor, got list"):
+        replace(BATCH, rewards=BATCH.rewards.tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_any_integers_tell_questions_apart(dtype: torch.dtype) -> None:
+    narrow = replace(BATCH, group=BATCH.group.to(dtype))
+    for method in (upge.hpt(), upge.grpo(upge.ClipCov(0.3, low=0.05, high=50.0))):
+        assert torch.equal(method.loss(narrow), method.loss(BATCH))
 
 
 NEEDS = [

@@ -1,5 +1,6 @@
 """Every method against its published loss, by autograd, and every row of the paper's Table 1."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from batches import BATCHES, Loss, distance, value_and_gradients
 from torch import Tensor
 
 from workbench import upge
+from workbench.identity import fingerprint
 from workbench.upge import Estimator, Method, TokenBatch
 
 PerQuestion, PerStream, PerGroup = upge.PerQuestion(), upge.PerStream(), upge.PerGroup()
@@ -69,6 +71,8 @@ NAMED = [
 ]
 
 normalized = upge.GroupNormalized()
+OPEN_INSTRUCT = upge.GroupNormalized(epsilon=1e-8, ddof=0)
+open_instruct = partial(published.normalized, epsilon=1e-8, ddof=0)
 VARIANTS = [
     case(
         "sft, one mean over the batch", upge.sft(upge.TokenMean(PerStream)), published.sft_of_batch
@@ -108,8 +112,23 @@ VARIANTS = [
     ),
     case(
         "grpo, open-instruct's std",
-        upge.grpo(advantage=upge.GroupNormalized(epsilon=1e-8, ddof=0)),
+        upge.grpo(advantage=OPEN_INSTRUCT),
         partial(published.grpo, epsilon=1e-8, ddof=0),
+    ),
+    case(
+        "grpo, a lone reward",
+        upge.grpo(advantage=upge.GroupNormalized(lone_reward=True)),
+        partial(published.grpo, lone=True),
+    ),
+    case(
+        "rloo, a lone reward",
+        upge.rloo(advantage=upge.LeaveOneOut(lone_reward=True)),
+        partial(published.rloo, lone=True),
+    ),
+    case(
+        "dr_grpo, a lone reward",
+        upge.dr_grpo(advantage=upge.GroupCentered(lone_reward=True)),
+        partial(published.dr_grpo, lone=True),
     ),
     case(
         "dr_grpo, constant length",
@@ -125,6 +144,31 @@ VARIANTS = [
         "cispo, token mean over the step",
         upge.cispo(1.1, upge.TokenMean(upge.PerStream())),
         partial(published.cispo_of_batch, cap=1.1),
+    ),
+    case(
+        "dapo, dual clip",
+        upge.dapo(upge.DualClip(0.2, high=0.28, cap=1.4)),
+        partial(published.dapo, dual=1.4),
+    ),
+    case(
+        "dapo, open-instruct's std",
+        upge.dapo(advantage=OPEN_INSTRUCT),
+        partial(published.dapo, scores=open_instruct),
+    ),
+    case(
+        "cispo, open-instruct's cap and std",
+        upge.cispo(1.272, advantage=OPEN_INSTRUCT),
+        partial(published.cispo, cap=1.272, scores=open_instruct),
+    ),
+    case(
+        "gspo, without the std and by length",
+        upge.gspo(0.1, 0.2, upge.GroupCentered(), upge.TokenMean()),
+        partial(published.gspo, low=0.1, high=0.2, scores=published.centred, by_length=True),
+    ),
+    case(
+        "sapo, without the std and by length",
+        upge.sapo(advantage=upge.GroupCentered(), aggregation=upge.TokenMean()),
+        partial(published.sapo_by_tokens, scores=published.centred),
     ),
     case("gspo, wide", upge.gspo(0.1, 0.2), partial(published.gspo, low=0.1, high=0.2)),
     case("sapo, steep", upge.sapo(3.0, 5.0), partial(published.sapo, positive=3.0, negative=5.0)),
@@ -205,6 +249,30 @@ def test_every_named_method_has_a_published_loss() -> None:
     assert [each.name for each in NAMED] == list(upge.NAMED)
 
 
+# Finished runs are found by these: a default that changes trains all of them again.
+FINGERPRINTS = {
+    "sft": "0c7eb6e642f4", "dft": "8fd40134e809", "reinforce": "f85a7ec2739b",
+    "rloo": "44efa5690ee7", "reinforce_pp": "5105a5a566da", "ppo": "2c755485755f",
+    "grpo": "55d04b620127", "dr_grpo": "a653c33ee3aa", "dapo": "751f7282cee9",
+    "cispo": "861db8e7fb40", "gspo": "b71b0ae48a20", "sapo": "303991c30a10",
+    "luffy": "d602dfcd971b", "srft": "0982b643d627", "hpt": "a60cfee03967",
+    "hpt_released": "7f902bce293d", "off_on": "8a674a6522d5", "mix_on": "fc8e476d0baa",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", upge.NAMED)
+def test_the_defaults_of_a_method_stay_what_they_are(name: str) -> None:
+    assert fingerprint(upge.NAMED[name]())[:12] == FINGERPRINTS[name]
+
+
+@pytest.mark.parametrize("name", upge.NAMED)
+def test_a_docstring_has_its_paper_and_all_of_its_row(name: str) -> None:
+    said = " ".join((upge.NAMED[name].__doc__ or "").split())
+    paper = r"\(.*\b(1992|20\d\d|2509\.04419)\b|^Supervised fine-tuning"
+    row = r"Rows?\b.*pi_ref = [^;]+; (the same )?A( = [^;]+)?; [^;]+; [^;]+; [^;]*(mean|sum)"
+    assert re.search(paper, said) and re.search(row, said), said
+
+
 @pytest.mark.parametrize("case", NAMED + VARIANTS, ids=str)
 def test_a_method_has_the_gradient_of_its_published_loss(case: Case) -> None:
     for name, batch in BATCHES.items():
@@ -218,7 +286,8 @@ def test_a_method_trains_something(case: Case) -> None:
 
 
 def test_variants_differ_from_every_named_method_and_from_each_other() -> None:
-    batches = [BATCHES["far off policy"], BATCHES["two demonstrations of a question"]]
+    names = ("far off policy", "two demonstrations of a question", "one rollout a question")
+    batches = [BATCHES[name] for name in names]
     found = [[gradients(c.method, batch) for batch in batches] for c in NAMED + VARIANTS]
     for one, other in combinations(range(len(found)), 2):
         pairs = zip(found[one], found[other], strict=True)

@@ -14,6 +14,7 @@ PerQuestion = Tensor  # [question]
 _PER_TOKEN = ("logprobs", "old_logprobs", "trained", "old_entropy", "values", "base_logprobs")
 _PER_SEQUENCE = ("rewards", "group", "demonstration", "correct")
 _BOOL = ("trained", "demonstration", "correct")
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,8 @@ class TokenBatch:
         step: which optimizer step; seeds token selections and drives schedules.
 
     Raises:
-        ValueError: shapes or kinds that do not fit.
+        TypeError: a field that is no tensor.
+        ValueError: a shape or dtype that does not fit, or rewards that are not finite.
     """
 
     logprobs: PerToken
@@ -51,22 +53,27 @@ class TokenBatch:
     step: int = 0
 
     def __post_init__(self) -> None:
+        given = {n: getattr(self, n) for n in (*_PER_TOKEN, *_PER_SEQUENCE)}
+        for name, value in given.items():
+            if value is not None:
+                _check_dtype(name, value)
+        if self.logprobs.ndim != 2:
+            raise ValueError(
+                f"TokenBatch.logprobs is [sequence, token], got shape {_shape(self.logprobs)}"
+            )
+        for name, value in given.items():
+            wanted = _shape(self.logprobs) if name in _PER_TOKEN else _shape(self.logprobs)[:1]
+            if value is not None and _shape(value) != wanted:
+                raise ValueError(f"TokenBatch.{name} has shape {_shape(value)}, expected {wanted}")
+        strange = ~self.rewards.isfinite()
+        if strange.any():
+            row = int(strange.nonzero()[0])
+            raise ValueError(
+                f"TokenBatch.rewards must be finite, got {self.rewards[row].item()} in row {row}; "
+                "give an ungradable response 0.0"
+            )
         if self.correct is None:
             object.__setattr__(self, "correct", self.rewards > 0)
-        if self.logprobs.ndim != 2:
-            raise ValueError(f"logprobs is [sequence, token], got shape {_shape(self.logprobs)}")
-        if self.logprobs.dtype not in (torch.float32, torch.float64):
-            # Counts of tokens take its dtype, and half precision cannot count to 1,000.
-            raise ValueError(f"logprobs must be float32 or float64, got {self.logprobs.dtype}")
-        sequences = self.logprobs.shape[0]
-        for name in (*_PER_TOKEN, *_PER_SEQUENCE):
-            value = getattr(self, name)
-            wanted = tuple(self.logprobs.shape) if name in _PER_TOKEN else (sequences,)
-            if value is not None and tuple(value.shape) != wanted:
-                raise ValueError(f"TokenBatch.{name} has shape {_shape(value)}, expected {wanted}")
-            if value is not None and (value.dtype == torch.bool) != (name in _BOOL):
-                rule = "bool" if name in _BOOL else "a number"
-                raise ValueError(f"TokenBatch.{name} must be {rule}, got {value.dtype}")
 
     def __len__(self) -> int:
         return self.logprobs.shape[0]
@@ -106,6 +113,28 @@ class TokenBatch:
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         cut = {k: v[index] if isinstance(v, Tensor) else v for k, v in parts.items()}
         return TokenBatch(**{**cut, "step": self.step if step is None else step})
+
+
+def _check_dtype(name: str, value: object) -> None:
+    """Raises unless a field is a tensor of its declared kind; nothing is converted silently."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"TokenBatch.{name} must be a tensor, got {type(value).__name__}")
+    dtype = value.dtype
+    if name in _BOOL:
+        fits, rule, nearest = dtype == torch.bool, "bool", "bool()"
+    elif name == "group":
+        fits, rule, nearest = dtype in _INTEGERS, "an integer", "long()"
+    elif name == "logprobs":
+        # Counts of tokens take its dtype, and half precision cannot count to 1,000.
+        fits, rule, nearest = (
+            dtype in (torch.float32, torch.float64),
+            "float32 or float64",
+            "float()",
+        )
+    else:
+        fits, rule, nearest = dtype.is_floating_point, "floating point", "float()"
+    if not fits:
+        raise ValueError(f"TokenBatch.{name} must be {rule}, got {dtype}; write {name}.{nearest}")
 
 
 def _shape(value: Tensor) -> tuple[int, ...]:

@@ -228,7 +228,7 @@ def token_hash(batch: TokenBatch) -> Tensor:
     """Integers that look random and follow only from question, position, log pi_old and step."""
     position = batch.trained.cumsum(dim=1)
     bits = batch.old_logprobs.detach().double().contiguous().view(torch.int64)
-    key = bits ^ (position * 0x9E3779B9) ^ (batch.group[:, None] * 0x85EBCA6B)
+    key = bits ^ (position * 0x9E3779B9) ^ (batch.group[:, None].long() * 0x85EBCA6B)
     key = key + key.new_tensor(batch.step) * 0x27D4EB2F165667C5
     for shift, factor in ((31, 0x7FB5D329728EA185), (27, 0x1CE4E5B9BF58476D), (33, 1)):
         key = (key ^ (key >> shift)) * factor

@@ -1,7 +1,9 @@
 """Published methods, each a few lines that return a value. Variants are arguments, not copies.
 
 Where papers and codebases disagree, the default is the paper's and the argument says whose the
-other is. Rows refer to Table 1 of "Towards a Unified View of LLM Post-Training" (2509.04419).
+other is. A row is one of Table 1 of "Towards a Unified View of LLM Post-Training" (2509.04419), or
+is written as one: pi_ref; A; mask; likelihood; aggregation. Means and z-scores are over a
+question's rollouts unless said; token sums are averaged over them.
 """
 
 from collections.abc import Callable, Iterable
@@ -42,8 +44,8 @@ def _imitation(aggregation: Aggregation) -> Estimator:
 def sft(aggregation: Aggregation = TokenMean()) -> Method:
     """Supervised fine-tuning: mean token log-loss of the demonstration.
 
-    Row: pi_ref = pi, A = 1, no mask. `TokenMean(PerStream())` weighs all tokens of the step alike,
-    as most trainers do.
+    Row: pi_ref = pi; A = 1; no mask; plain; token mean. `TokenMean(PerStream())` weighs all tokens
+    of the step alike, as most trainers do.
     """
     return Method(demonstrations=_imitation(aggregation))
 
@@ -51,7 +53,7 @@ def sft(aggregation: Aggregation = TokenMean()) -> Method:
 def dft(aggregation: Aggregation = TokenMean()) -> Method:
     """Dynamic fine-tuning (Wu et al. 2025): SFT with each token weighed by its own probability.
 
-    Row: pi_ref = 1, A = 1, no mask.
+    Row: pi_ref = 1; A = 1; no mask; plain; token mean.
     """
     return Method(demonstrations=Estimator(KeepAll(), Unit(), Ones(), aggregation=aggregation))
 
@@ -59,15 +61,24 @@ def dft(aggregation: Aggregation = TokenMean()) -> Method:
 def reinforce(
     advantage: Advantage = Signed(), aggregation: Aggregation = ConstantLength(1)
 ) -> Method:
-    """REINFORCE (Williams 1992). Row: pi_ref = pi, A = +-1, no mask; `Reward()` takes A = R."""
+    """REINFORCE (Williams 1992), with the paper's signed reward; `Reward()` takes A = R.
+
+    Row: pi_ref = pi; A = +-1; no mask; plain; token sum.
+    """
     return Method(
         rollouts=Estimator(KeepAll(), CurrentPolicy(), advantage, aggregation=aggregation)
     )
 
 
-def rloo(aggregation: Aggregation = ConstantLength(1)) -> Method:
-    """REINFORCE leave-one-out (Ahmadian et al. 2024, eq. 6): unbiased on policy, token sums."""
-    return reinforce(LeaveOneOut(), aggregation)
+def rloo(
+    aggregation: Aggregation = ConstantLength(1), advantage: LeaveOneOut = LeaveOneOut()
+) -> Method:
+    """REINFORCE leave-one-out (Ahmadian et al. 2024, eq. 6): unbiased on policy.
+
+    Row: pi_ref = pi; A = R - mean of the others; no mask; plain; token sum. A lone
+    rollout gets 0; with `LeaveOneOut(lone_reward=True)` its reward, as in the older of verl's two.
+    """
+    return reinforce(advantage, aggregation)
 
 
 def reinforce_pp(
@@ -77,7 +88,8 @@ def reinforce_pp(
 ) -> Method:
     """REINFORCE++ (Hu et al. 2025): rewards whitened over the optimizer step, PPO's clip.
 
-    `centred_by_group=True` is REINFORCE++-baseline.
+    Row: pi_ref = pi_old; A = z-score of R over the step's tokens; PPO clip; plain; token mean over
+    the step. `centred_by_group=True` is REINFORCE++-baseline.
     """
     advantage = BatchNormalized(centred_by_group)
     return Method(rollouts=Estimator(mask, OldPolicy(), advantage, aggregation=aggregation))
@@ -89,9 +101,10 @@ def ppo(
     aggregation: Aggregation = TokenMean(),
     value_coefficient: float = 0.5,
 ) -> Method:
-    """PPO (Schulman et al. 2017) with a value head. Row: pi_ref = pi_old, A = GAE, PPO clip.
+    """PPO (Schulman et al. 2017) with a value head.
 
-    verl always adds dual clip: `mask=DualClip(0.2)`.
+    Row: pi_ref = pi_old; A = GAE; PPO clip; plain; token mean. verl always adds dual clip:
+    `mask=DualClip(0.2)`.
     """
     return Method(
         rollouts=Estimator(mask, OldPolicy(), advantage, aggregation=aggregation),
@@ -104,57 +117,84 @@ def grpo(
     advantage: Advantage = GroupNormalized(),
     aggregation: Aggregation = SequenceMean(),
 ) -> Method:
-    """GRPO (Shao et al. 2024, eq. 3, without KL). Row: pi_ref = pi_old, group z-score, PPO clip.
+    """GRPO (Shao et al. 2024, eq. 3, without KL).
 
-    verl: `DualClip(0.2)` and `TokenMean(PerStream())`; TRL: `GroupNormalized(epsilon=1e-4)`;
-    open-instruct: `GroupNormalized(epsilon=1e-8, ddof=0)`.
+    Row: pi_ref = pi_old; A = z-score; PPO clip; plain; sequence mean. verl: `DualClip(0.2)` and
+    `TokenMean(PerStream())`; TRL: `GroupNormalized(epsilon=1e-4)`; open-instruct:
+    `GroupNormalized(epsilon=1e-8, ddof=0)`.
     """
     return Method(rollouts=Estimator(mask, OldPolicy(), advantage, aggregation=aggregation))
 
 
-def dr_grpo(length: int = 1, mask: Mask = RatioClip(0.2)) -> Method:
+def dr_grpo(
+    length: int = 1, mask: Mask = RatioClip(0.2), advantage: GroupCentered = GroupCentered()
+) -> Method:
     """Dr. GRPO (Liu et al. 2025): GRPO without the std and without the length divisor.
 
+    Row: pi_ref = pi_old; A = R - mean; PPO clip; plain; token sum over a constant.
     `length` is the constant that token sums are divided by: 1 in the paper's equation, the
-    generation budget in its code.
+    generation budget in its code. A lone rollout gets 0; with `GroupCentered(lone_reward=True)` its
+    reward, as in verl.
     """
-    return grpo(mask, GroupCentered(), ConstantLength(length))
+    return grpo(mask, advantage, ConstantLength(length))
 
 
-def dapo(low: float = 0.2, high: float = 0.28, aggregation: Aggregation = TokenMean()) -> Method:
+def dapo(
+    mask: Mask = RatioClip(0.2, high=0.28),
+    advantage: Advantage = GroupNormalized(),
+    aggregation: Aggregation = TokenMean(),
+) -> Method:
     """DAPO's loss (Yu et al. 2025, eq. 8): GRPO with clip-higher and token means over the question.
 
-    Its code takes the mean over the whole batch: `TokenMean(PerStream())`. Dynamic sampling is not
-    part of a loss.
+    Row: pi_ref = pi_old; A = z-score; PPO clip of two widths; plain; token mean. Its code takes the
+    mean over the whole batch: `TokenMean(PerStream())`, and adds dual clip: `DualClip(0.2,
+    high=0.28, cap=10.0)`. Dynamic sampling is not part of a loss.
     """
-    return grpo(RatioClip(low, high), aggregation=aggregation)
+    return grpo(mask, advantage, aggregation)
 
 
-def cispo(cap: float = 5.0, aggregation: Aggregation = TokenMean()) -> Method:
+def cispo(
+    cap: float = 5.0,
+    aggregation: Aggregation = TokenMean(),
+    advantage: Advantage = GroupNormalized(),
+) -> Method:
     """CISPO (MiniMax-M1, 2025, eq. 4-5): the ratio, capped, as a detached weight on log pi.
 
-    Row: pi_ref = pi_old. `cap` is a ratio and not a distance from 1: the original leaves its value
+    Row: pi_ref = max(pi_old, pi / cap); A = z-score; no mask beside the cap; plain; token mean.
+    `cap` is a ratio and not a distance from 1: the original leaves its value
     open, open-instruct takes 1.272, TRL recommends 5. Codebases take the token mean over the whole
     step: `TokenMean(PerStream())`.
     """
-    return Method(
-        rollouts=Estimator(KeepAll(), Capped(cap), GroupNormalized(), aggregation=aggregation)
-    )
+    return Method(rollouts=Estimator(KeepAll(), Capped(cap), advantage, aggregation=aggregation))
 
 
-def gspo(low: float = 3e-4, high: float = 4e-4) -> Method:
+def gspo(
+    low: float = 3e-4,
+    high: float = 4e-4,
+    advantage: Advantage = GroupNormalized(),
+    aggregation: Aggregation = SequenceMean(),
+) -> Method:
     """GSPO (Zheng et al. 2025, eq. 5-7): clip and ratio of whole sequences, by geometric means.
 
-    Row: pi_ref = pi (pi_old(tau) / pi(tau))^(1 / length).
+    Row: pi_ref = pi (pi_old(tau) / pi(tau))^(1 / length); A = z-score; clip of the sequence's
+    ratio; plain; sequence mean.
     """
-    return Method(
-        rollouts=Estimator(SequenceClip(low, high), SequenceGeometric(), GroupNormalized())
-    )
+    mask = SequenceClip(low, high)
+    return Method(rollouts=Estimator(mask, SequenceGeometric(), advantage, aggregation=aggregation))
 
 
-def sapo(positive: float = 1.0, negative: float = 1.05) -> Method:
-    """SAPO (Gao et al. 2025): GRPO with a soft clip that fades tokens out."""
-    return grpo(SoftClip(positive, negative))
+def sapo(
+    positive: float = 1.0,
+    negative: float = 1.05,
+    advantage: Advantage = GroupNormalized(),
+    aggregation: Aggregation = SequenceMean(),
+) -> Method:
+    """SAPO (Gao et al. 2025): GRPO with a soft clip that fades tokens out.
+
+    Row: pi_ref = pi_old; A = z-score; 4 s (1 - s) with s = sigmoid(t (r - 1)); plain; sequence
+    mean.
+    """
+    return grpo(SoftClip(positive, negative), advantage, aggregation)
 
 
 def luffy(
@@ -165,11 +205,12 @@ def luffy(
 ) -> Method:
     """LUFFY (Yan et al. 2025): the demonstration is one more member of the group, policy-shaped.
 
-    Row (offline part): pi_ref = 1, z-score over rollouts and demonstration together, no mask,
-    f(pi) = pi / (pi + 0.1). Use 7 rollouts a question. The released code does not clip rollouts
-    (`KeepAll()`), centres without the std (`GroupCentered(with_demonstrations=True)`) and divides
-    by a constant length
-    (`ConstantLength(8192, PerGroup())`); `likelihood=Plain()` is its ablation.
+    Row (offline part): pi_ref = 1; A = z-score over rollouts and demonstration together; no mask;
+    shaped, f(pi) = pi / (pi + 0.1); token mean over them together. Rollouts: pi_ref = pi_old; the
+    same A; PPO clip; plain; the same mean. Use 7 rollouts a question. The released code does not
+    clip rollouts (`KeepAll()`), centres without the std (`GroupCentered(with_demonstrations=True)`)
+    and divides by a constant length (`ConstantLength(8192, PerGroup())`); `likelihood=Plain()` is
+    its ablation.
     """
     return Method(
         rollouts=Estimator(mask, OldPolicy(), advantage, aggregation=aggregation),
@@ -185,7 +226,8 @@ def srft(
     """SRFT (Fu et al. 2025): SFT and off-policy RL on demonstrations, +-1 RL on rollouts, at once.
 
     Entropy decides the coefficients: SFT 0.5 exp(-H), correct rollouts 0.1 exp(H). Row (offline
-    part): pi_ref = 1, z-score over rollouts and demonstrations together, no mask. The released
+    part): pi_ref = 1; A = z-score over rollouts and demonstrations together; no mask; plain;
+    sequence mean over them together. Rollouts: pi_ref = pi; A = +-1; the rest alike. The released
     code shapes the likelihood (`Shaped(0.1)`) and leaves out the std.
     """
     offline = Estimator(KeepAll(), Unit(), advantage, likelihood, aggregation)
@@ -209,8 +251,9 @@ def hpt(
     """Hybrid Post-Training (2509.04419, eq. 9-12): each question trains on SFT or on RL.
 
     Where the share of correct rollouts is at most gamma (0 for Qwen, 2/8 for Llama) the
-    demonstration is imitated, elsewhere RL follows the rollouts. As the text has it: z-score,
-    PPO clip, token sums without a length divisor (eq. 11), mean token log-loss (eq. 12).
+    demonstration is imitated, elsewhere RL follows the rollouts. Rows, as the text has them:
+    rollouts pi_ref = pi_old; A = z-score; PPO clip; plain; token sum without a length divisor
+    (eq. 11); demonstrations as in `sft` (eq. 12).
     """
     return Method(rollouts, demonstrations, gate)
 
@@ -218,13 +261,15 @@ def hpt(
 def hpt_released(
     gate: Gate = Switch(0.0),
     length: int = 8192,
-    sequences_per_rank: int = 64,
+    sequences_per_rank: float = 64,
     sft_coefficient: float = 1.0,
     sft_passes: int = 1,
     entropy_bonus: float = 0.001,
 ) -> Method:
-    """Hybrid Post-Training as the released code computes it, which departs from the text.
+    """Hybrid Post-Training (2509.04419) as its released code computes it, not as its text has it.
 
+    Rows: rollouts pi_ref = pi_old; A = R - mean; no mask; plain; token sum over a constant;
+    demonstrations pi_ref = pi; A = 1; no mask; plain; token mean over the gated ones of the step.
     Rewards are centred without the std; no clip; RL tokens are summed over a rank's
     `sequences_per_rank` (rollouts times questions, by ranks, before the gate) and divided by the
     fixed `length` (8192), not by the batch. The SFT term is
@@ -239,7 +284,7 @@ def hpt_released(
     if entropy_bonus:
         auxiliary = (EntropyBonus(entropy_bonus, demonstrations=True),)
     return Method(
-        rollouts=(Term(centred, float(sequences_per_rank)),),
+        rollouts=(Term(centred, sequences_per_rank),),
         demonstrations=(Term(imitation, sft_coefficient * sft_passes),),
         gate=gate,
         auxiliary=auxiliary,
@@ -252,7 +297,11 @@ def _off_policy(likelihood: Likelihood) -> Estimator:
 
 
 def off_on(gate: Gate = Switch(0.0), likelihood: Likelihood = Shaped(0.1)) -> Method:
-    """OFF/ON (2509.04419, Table 5): below the gate off-policy RL takes the place of SFT."""
+    """OFF/ON (2509.04419, Table 5): below the gate off-policy RL takes the place of SFT.
+
+    Row (offline part): pi_ref = 1; A = z-score over rollouts and demonstration together; no mask;
+    shaped, f(pi) = pi / (pi + 0.1); token sum. Rollouts as in `hpt`.
+    """
     return hpt(gate, demonstrations=_off_policy(likelihood))
 
 
@@ -262,7 +311,11 @@ def mix_on(
     off_coefficient: float = 1.0,
     likelihood: Likelihood = Shaped(0.1),
 ) -> Method:
-    """Mix/ON (2509.04419, Table 5): below the gate 0.1 SFT and 1.0 off-policy RL at once."""
+    """Mix/ON (2509.04419, Table 5): below the gate 0.1 SFT and 1.0 off-policy RL at once.
+
+    Rows: the offline parts of `sft` (pi_ref = pi; A = 1; no mask; plain; token mean) and `off_on`
+    (pi_ref = 1; A = z-score of all together; no mask; shaped; token sum). Rollouts as in `hpt`.
+    """
     mixture = (
         Term(_imitation(TokenMean()), sft_coefficient),
         Term(_off_policy(likelihood), off_coefficient),
