@@ -10,7 +10,9 @@ from workbench.upge import TokenBatch
 
 torch.set_num_threads(1)
 
-PER_TOKEN = ("logprobs", "old_logprobs", "old_entropy", "values", "base_logprobs")
+PER_TOKEN = (
+    "logprobs", "old_logprobs", "old_entropy", "values", "base_logprobs", "engine_logprobs",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ def make_batch(rows: Sequence[Row], seed: int, drift: float = 0.4, step: int = 0
         old_entropy=normal().exp(),
         values=normal(),
         base_logprobs=(old + normal()).clamp(max=-1e-3),
+        engine_logprobs=(old + 0.3 * normal()).clamp(max=-1e-3),
         step=step,
     )
 

@@ -29,6 +29,12 @@ EVERY_COMPONENT: dict[type[Component], list[Component]] = {
     upge.Unit: [upge.Unit()],
     upge.Capped: [upge.Capped(1.2), upge.Capped(0.8), upge.Capped(0.2, over=upge.Unit())],
     upge.SequenceGeometric: [upge.SequenceGeometric()],
+    upge.EngineCorrected: [
+        upge.EngineCorrected(1.2),
+        upge.EngineCorrected(1.1, drops=True),
+        upge.EngineCorrected(1.3, upge.CurrentPolicy(), by_sequence=True),
+        upge.EngineCorrected(2.0, upge.Capped(1.2), by_sequence=True, drops=True),
+    ],
     # advantages
     upge.Ones: [upge.Ones()],
     upge.Reward: [upge.Reward()],

@@ -220,6 +220,39 @@ def soft_gate(positive: float = 1.0, negative: float = 1.05) -> TokenLoss:
     return loss
 
 
+def engine_weight(
+    batch: TokenBatch, i: int, t: int, cap: float, by_sequence: bool, drops: bool
+) -> float:
+    """min(prod of pi_old / pi_engine, cap), over a token or its response; or 0 above the cap."""
+    over = tokens(batch, i) if by_sequence else [t]
+    assert batch.engine_logprobs is not None
+    old, engine = batch.old_logprobs, batch.engine_logprobs
+    weight = exp(sum(float(old[i, u] - engine[i, u]) for u in over))
+    if weight <= cap:
+        return weight
+    return 0.0 if drops else cap
+
+
+def grpo_of_another_engine(
+    batch: TokenBatch, loss: TokenLoss, cap: float, by_sequence: bool = False, drops: bool = False
+) -> Tensor:
+    """GRPO with every token's loss multiplied by its importance weight, truncated or masked."""
+    A = by_group(batch, normalized)
+
+    def of_one(q: Question) -> Tensor:
+        each = []
+        for i in q.rollouts:
+            terms = [
+                engine_weight(batch, i, t, cap, by_sequence, drops)
+                * loss(batch.logprobs[i, t], batch.old_logprobs[i, t], A(i, t))
+                for t in tokens(batch, i)
+            ]
+            each.append(ratio(total(batch, terms), len(terms)))
+        return ratio(total(batch, each), len(q.rollouts))
+
+    return mean_over_questions(batch, of_one)
+
+
 # --- how tokens are put together ------------------------------------------------------------------
 
 

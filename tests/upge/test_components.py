@@ -16,6 +16,7 @@ from torch import Tensor
 
 from workbench import upge
 from workbench.identity import Component, canonical, fingerprint
+from workbench.identity import replace as changed
 from workbench.upge import Estimator, Method, Term, TokenBatch
 
 BATCH = ordinary(seed=3)
@@ -118,6 +119,9 @@ REFUSED = [
     ("TopEntropy(1.5)", ValueError, r"TopEntropy.share must be .* got 1.5"),
     ("KeepAll(low=1)", TypeError, r"KeepAll has no field 'low'; it has no fields"),
     ("Capped(0)", ValueError, r"Capped.cap must be a ratio above 0 \(not a distance from 1\)"),
+    ("EngineCorrected(0)", ValueError, r"EngineCorrected.cap must be a ratio above 0"),
+    ("Capped(1, EngineCorrected(2))", ValueError, r"over must be corrected outside: EngineCorr"),
+    ("EngineCorrected(2, EngineCorrected(2))", ValueError, r"not corrected already, got Engine"),
     ("Shaped(0)", ValueError, r"Shaped.gamma must be above 0, got 0.0"),
     ("GroupNormalized(ddof=2)", ValueError, r"ddof must be 0 or 1, got 2"),
     ("GroupNormalized(epsilon=-1)", ValueError, r"epsilon must be at least 0, got -1.0"),
@@ -207,6 +211,7 @@ NEEDS = [
     (upge.srft(), "old_entropy", "EntropyWeight reads TokenBatch.old_entropy"),
     (upge.grpo(upge.TopEntropy()), "old_entropy", "TopEntropy reads TokenBatch.old_entropy"),
     (ACTING["KLPenalty(0.1, estimator=K2(), to_base=True)"], "base_logprobs", "base_logprobs"),
+    (upge.corrected(upge.grpo()), "engine_logprobs", "EngineCorrected reads TokenBatch.engine_log"),
 ]
 
 
@@ -383,6 +388,8 @@ def test_what_can_act_on_policy_stays() -> None:
     assert mask.on_policy() == upge.ClipCov()
     assert upge.Capped(0.5).on_policy() == upge.Capped(0.5)
     assert upge.Unit().on_policy() == upge.Unit()
+    corrected = upge.EngineCorrected(1.2).on_policy()
+    assert corrected == upge.EngineCorrected(1.2, upge.CurrentPolicy())
 
 
 # --- advantages -----------------------------------------------------------------------------------
@@ -500,6 +507,41 @@ def test_denominators_make_their_ratios() -> None:
         here = batch.trained[row]
         expected_log = (batch.logprobs - batch.old_logprobs)[row, here].mean()
         assert torch.allclose(geometric[row].log(), expected_log, rtol=1e-12, atol=1e-12)
+
+
+def test_a_correction_goes_by_token_or_by_sequence_and_spares_demonstrations() -> None:
+    batch = make_batch([Row(0, 1.0, 2), Row(0, 0.0, 3, start=1), Row(0, 1.0, 2, True)], seed=0)
+    ratios = [[0.5, 3.0, 9.0, 9.0], [9.0, 1.5, 2.0, 0.5], [9.0, 9.0, 9.0, 9.0]]
+    engine = batch.old_logprobs - torch.tensor(ratios, dtype=torch.float64).log()
+    batch = replace(batch, engine_logprobs=torch.where(batch.trained, engine, nan))
+    token, sequence = upge.EngineCorrected(1.8), upge.EngineCorrected(1.8, by_sequence=True)
+    table = {
+        token: [[0.5, 1.8, 1, 1], [1, 1.5, 1.8, 0.5], [1] * 4],
+        changed(token, drops=True): [[0.5, 0, 1, 1], [1, 1.5, 0, 0.5], [1] * 4],
+        sequence: [[1.5] * 4, [1.5] * 4, [1] * 4],
+        changed(sequence, cap=1.4): [[1.4] * 4, [1.4] * 4, [1] * 4],
+        changed(sequence, cap=1.4, drops=True): [[0] * 4, [0] * 4, [1] * 4],
+        upge.OldPolicy(): [[1] * 4] * 3,
+    }
+    for denominator, wanted in table.items():
+        found = denominator.correction(batch)
+        expected = torch.tensor(wanted, dtype=torch.float64)
+        assert distance([found], [expected]) < 1e-12, denominator
+        cap = getattr(denominator, "cap", 0.0)
+        assert torch.equal(denominator.cut(batch), (expected == cap) | (expected == 0))
+
+
+def test_a_correction_over_the_old_policy_is_a_reference_of_its_own() -> None:
+    """pi_ref = max(pi_engine, pi_old / cap)."""
+    assert BATCH.engine_logprobs is not None
+    stream = ~BATCH.demonstration
+    reference = BATCH.engine_logprobs.exp().maximum(BATCH.old_logprobs.exp() / 1.2)
+    ratio = BATCH.logprobs.exp() / reference
+    advantage = upge.Reward()(BATCH)
+    here = Estimator(upge.KeepAll(), upge.EngineCorrected(1.2), upge.Reward())
+    weights = here.weights(BATCH, BATCH.logprobs, advantage, torch.ones_like(ratio))
+    kept = BATCH.trained & stream[:, None]
+    assert distance([weights.ratio[kept]], [ratio[kept]]) < 1e-12
 
 
 # --- gates ----------------------------------------------------------------------------------------

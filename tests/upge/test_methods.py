@@ -201,6 +201,24 @@ VARIANTS = [
         upge.srft(upge.GroupCentered(with_demonstrations=True), upge.Shaped(0.1)),
         partial(published.srft, offline=published.shaped, scores=published.centred),
     ),
+    *(
+        case(
+            f"grpo, corrected{how}",
+            upge.corrected(upge.grpo(), **how),
+            partial(published.grpo_of_another_engine, loss=published.ppo_clip(), **how),
+        )
+        for how in (
+            dict(cap=1.2),
+            dict(cap=1.2, drops=True),
+            dict(cap=1.3, by_sequence=True),
+            dict(cap=1.3, by_sequence=True, drops=True),
+        )
+    ),
+    case(
+        "reinforce with group advantages, corrected",
+        upge.corrected(upge.reinforce(normalized, upge.SequenceMean()), 1.1),
+        partial(published.grpo_of_another_engine, loss=published.log_likelihood, cap=1.1),
+    ),
     case("hpt, gamma 1/4", upge.hpt(upge.Switch(0.25)), partial(published.hpt, gamma=0.25)),
     Case(
         "hpt_released, every argument",

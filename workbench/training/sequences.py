@@ -81,6 +81,14 @@ def pad(sequences: Many[Sequence], filler: int, device: torch.device) -> Padded:
     return Padded(ids.to(device), starts.to(device), int(starts.min()), trained.to(device))
 
 
+def engine_logprobs(sequences: Many[Sequence], width: int) -> Tensor:
+    """What the rollout engine gave each token [sequence, token]; 0 where it drew none."""
+    found = torch.zeros(len(sequences), width)
+    for row, s in enumerate(sequences):
+        found[row, : len(s.engine_logprobs)] = torch.tensor(s.engine_logprobs)
+    return found
+
+
 def micro_batches(sequences: Many[Sequence], rows: Many[int], tokens: int) -> list[list[int]]:
     """The rows in groups of similar length whose padded size stays within `tokens`.
 

@@ -39,7 +39,7 @@ def batch_statistics(
         rollouts = batch.trained & ~batch.demonstration[:, None]
         assert batch.old_entropy is not None
         tally.add("policy/entropy", batch.old_entropy[rollouts].sum(), rollouts.sum())
-        _engine_mismatch(sequences, batch, tally)
+        _engine_ratios(method, batch, tally)
     tally.add("gate/rollouts", alpha.sum(), batch.questions)
     tally.add("gate/demonstrations", beta.sum(), batch.questions)
     _offline_ratios(method, batch, alpha, beta, tally)
@@ -67,13 +67,23 @@ def _missing(method: upge.Method, beta: Tensor, demonstrated: Tensor) -> int:
     return int(((beta != 0) & ~demonstrated).sum())
 
 
-def _engine_mismatch(sequences: list[Sequence], batch: upge.TokenBatch, tally: Tally) -> None:
-    engine = torch.zeros(batch.logprobs.shape)
-    for row, s in enumerate(sequences):
-        engine[row, : len(s.engine_logprobs)] = torch.tensor(s.engine_logprobs)
+def _engine_ratios(method: upge.Method, batch: upge.TokenBatch, tally: Tally) -> None:
+    """How far the engine that drew the rollouts is from the trainer, and what corrects for it."""
+    assert batch.engine_logprobs is not None
     rollouts = batch.trained & ~batch.demonstration[:, None]
-    difference = (engine.to(batch.old_logprobs.device) - batch.old_logprobs).abs()
-    tally.add("ratio/engine_mismatch", difference[rollouts].sum(), rollouts.sum())
+    tokens = int(rollouts.sum())
+    if tokens == 0:
+        return
+    difference = (batch.old_logprobs - batch.engine_logprobs)[rollouts]
+    tally.add("ratio/engine_mismatch", difference.abs().sum(), tokens)
+    tally.add("ratio/engine_raw_mean", difference.exp().sum(), tokens)
+    tally.largest("ratio/engine_raw_max", difference.exp().max())
+    for term in upge.terms(method.rollouts):
+        denominator = term.estimator.denominator
+        applied = denominator.correction(batch)[rollouts]
+        tally.add("ratio/engine_applied_mean", applied.sum(), tokens)
+        tally.largest("ratio/engine_applied_max", applied.max())
+        tally.add("ratio/engine_cut", denominator.cut(batch)[rollouts].sum(), tokens)
 
 
 def ratio_statistics(step: upge.Step, rows: Tensor, logprobs: Tensor, tally: Tally) -> None:

@@ -26,7 +26,7 @@ from workbench.training.evaluation import Count, count
 from workbench.training.gradient import SKETCH, Blocks, Sketch, blocks_of, ratios, windowed
 from workbench.training.policy import Policy, load_policy, pick_device
 from workbench.training.randomness import seed_of
-from workbench.training.sequences import Padded, Sequence, micro_batches, pad
+from workbench.training.sequences import Padded, Sequence, engine_logprobs, micro_batches, pad
 from workbench.training.statistics import ratio_statistics
 from workbench.training.tally import Tally
 
@@ -279,6 +279,7 @@ def unscored(trainer: Trainer, sequences: list[Sequence]) -> upge.TokenBatch:
         correct=correct,
         old_entropy=zeros.clone(),
         values=zeros.clone() if trainer.policy.value_head is not None else None,
+        engine_logprobs=engine_logprobs(sequences, trained.shape[1]).to(device),
         base_logprobs=zeros.clone() if trainer.base is not None else None,
         step=trainer.progress.updates,
     )

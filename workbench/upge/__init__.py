@@ -45,6 +45,7 @@ from workbench.upge.denominators import (
     Capped,
     CurrentPolicy,
     Denominator,
+    EngineCorrected,
     OldPolicy,
     SequenceGeometric,
     Unit,
@@ -63,10 +64,11 @@ from workbench.upge.masks import (
     SoftClip,
     TopEntropy,
 )
-from workbench.upge.method import EntropyWeight, Method, Step, Term
+from workbench.upge.method import EntropyWeight, Method, Step, Term, terms
 from workbench.upge.methods import (
     NAMED,
     cispo,
+    corrected,
     dapo,
     dft,
     dr_grpo,
@@ -106,6 +108,7 @@ __all__ = [
     "Denominator",
     "Divergence",
     "DualClip",
+    "EngineCorrected",
     "EntropyBonus",
     "EntropyWeight",
     "Estimator",
@@ -145,6 +148,7 @@ __all__ = [
     "ValueLoss",
     "Weights",
     "cispo",
+    "corrected",
     "dapo",
     "dft",
     "dr_grpo",
@@ -162,6 +166,7 @@ __all__ = [
     "sapo",
     "sft",
     "srft",
+    "terms",
 ]
 
 

@@ -11,7 +11,10 @@ TokenMask = Tensor  # bool [sequence, token]
 PerSequence = Tensor  # [sequence]
 PerQuestion = Tensor  # [question]
 
-_PER_TOKEN = ("logprobs", "old_logprobs", "trained", "old_entropy", "values", "base_logprobs")
+_PER_TOKEN = (
+    "logprobs", "old_logprobs", "trained", "old_entropy", "values", "base_logprobs",
+    "engine_logprobs",
+)  # fmt: skip
 _PER_SEQUENCE = ("rewards", "group", "demonstration", "correct")
 _BOOL = ("trained", "demonstration", "correct")
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -33,6 +36,8 @@ class TokenBatch:
         old_entropy: float [sequence, token], nats, under the old policy.
         values: float [sequence, token], of the value head, under the old policy.
         base_logprobs: float [sequence, token], under the model that training began with.
+        engine_logprobs: float [sequence, token], what the engine that drew the rollouts gave them;
+            of no meaning for demonstrations.
         step: which optimizer step; seeds token selections and drives schedules.
 
     Raises:
@@ -50,6 +55,7 @@ class TokenBatch:
     old_entropy: PerToken | None = None
     values: PerToken | None = None
     base_logprobs: PerToken | None = None
+    engine_logprobs: PerToken | None = None
     step: int = 0
 
     def __post_init__(self) -> None:

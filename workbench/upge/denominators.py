@@ -3,9 +3,13 @@
 Each returns log pi_ref [sequence, token]; the estimator's ratio is pi / pi_ref, detached.
 """
 
-from workbench.identity import Component
+from math import log
+
+import torch
+
+from workbench.identity import Component, replace
 from workbench.recipe import require
-from workbench.upge.batch import PerToken, TokenMask
+from workbench.upge.batch import PerToken, TokenBatch, TokenMask
 from workbench.upge.masks import sequence_log_ratio
 
 
@@ -15,6 +19,14 @@ class Denominator(Component):
     def __call__(self, logprobs: PerToken, old: PerToken, trained: TokenMask) -> PerToken:
         """Log pi_ref [sequence, token], from those of the current and the old policy."""
         raise NotImplementedError
+
+    def correction(self, batch: TokenBatch) -> PerToken:
+        """What else multiplies the ratio: 1, unless the denominator is `EngineCorrected`."""
+        return torch.ones_like(batch.logprobs)
+
+    def cut(self, batch: TokenBatch) -> TokenMask:
+        """The tokens whose correction is not what it would be without its cap."""
+        return torch.zeros_like(batch.trained)
 
     def on_policy(self) -> "Denominator":
         """What the denominator is where current and old policy are equal."""
@@ -57,6 +69,8 @@ class Capped(Denominator):
 
     def check(self) -> None:
         require(self.cap > 0, self, "cap", "a ratio above 0 (not a distance from 1)")
+        corrected = isinstance(self.over, EngineCorrected)
+        require(not corrected, self, "over", "corrected outside: EngineCorrected(2.0, Capped(1.2))")
 
     def __call__(self, logprobs: PerToken, old: PerToken, trained: TokenMask) -> PerToken:
         bound = logprobs - logprobs.new_tensor(self.cap).log()
@@ -78,3 +92,56 @@ class SequenceGeometric(Denominator):
 
     def on_policy(self) -> Denominator:
         return CurrentPolicy()
+
+
+class EngineCorrected(Denominator):
+    """pi_ref = pi_over / w with w = min(pi_old / pi_engine, cap): for rollouts of another engine.
+
+    Truncated importance sampling (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You
+    Off-Policy RL Training"): with the same weights an inference engine draws from probabilities
+    that are not quite the trainer's. Over `OldPolicy`, pi_ref is max(pi_engine, pi_old / cap). What
+    no engine drew, a demonstration, has w = 1.
+
+    Attributes:
+        cap: the largest w; verl's is 2, TRL's 3.
+        over: the denominator without a correction.
+        by_sequence: one w for all tokens of a sequence, from the product of their ratios.
+        drops: what is above the cap is left out, w = 0, instead of cut down to it (the masked
+            variant of Liu et al. 2025, "When Speed Kills Stability"; TRL's default, by sequence).
+    """
+
+    cap: float
+    over: Denominator = OldPolicy()
+    by_sequence: bool = False
+    drops: bool = False
+
+    def check(self) -> None:
+        require(self.cap > 0, self, "cap", "a ratio above 0 (not a distance from 1)")
+        corrected = isinstance(self.over, EngineCorrected)
+        require(not corrected, self, "over", "a denominator that is not corrected already")
+
+    def __call__(self, logprobs: PerToken, old: PerToken, trained: TokenMask) -> PerToken:
+        return self.over(logprobs, old, trained)
+
+    def correction(self, batch: TokenBatch) -> PerToken:
+        weight = self._log_ratio(batch).clamp(max=log(self.cap)).exp()
+        return torch.where(self.cut(batch), 0.0, weight) if self.drops else weight
+
+    def cut(self, batch: TokenBatch) -> TokenMask:
+        return self._log_ratio(batch) > log(self.cap)
+
+    def on_policy(self) -> Denominator:
+        return replace(self, over=self.over.on_policy())
+
+    def _log_ratio(self, batch: TokenBatch) -> PerToken:
+        """Log(pi_old / pi_engine) [sequence, token], of a token or of its whole sequence."""
+        if batch.engine_logprobs is None:
+            raise ValueError(
+                "EngineCorrected reads TokenBatch.engine_logprobs, which is not given: the "
+                "log-probabilities that the rollout engine drew the tokens with"
+            )
+        drawn = batch.trained & ~batch.demonstration[:, None]
+        log_ratio = torch.where(drawn, batch.old_logprobs - batch.engine_logprobs, 0.0)
+        if self.by_sequence:
+            log_ratio = log_ratio.sum(dim=1, keepdim=True).expand_as(log_ratio)
+        return log_ratio

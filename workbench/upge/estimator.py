@@ -51,6 +51,7 @@ class Estimator(Objective):
         logprobs, old, trained = logprobs.detach(), batch.old_logprobs, batch.trained
         stable = selected * self.mask(logprobs - old, advantage, trained)
         ratio = (logprobs - self.denominator(logprobs, old, trained)).exp()
+        ratio = ratio * self.denominator.correction(batch)
         weight = stable * ratio * advantage * self.likelihood(logprobs)
         # Outside the trained tokens log-probabilities mean nothing and may be infinite.
         return Weights(*(torch.where(trained, each, 0.0) for each in (stable, ratio, weight)))

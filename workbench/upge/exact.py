@@ -360,6 +360,7 @@ def _group_gradients(
         batch = TokenBatch(
             logprobs=current[rows],
             old_logprobs=torch.where(demonstration[:, None], current[rows], before[rows]),
+            engine_logprobs=before[rows],  # what draws here is the old policy itself
             trained=world.trained[rows],
             rewards=torch.where(demonstration, 1.0, groups.rewards[rows]),
             group=torch.arange(count).repeat_interleave(size),
@@ -510,6 +511,7 @@ def _sampled_step(
     batch = TokenBatch(
         logprobs=now,
         old_logprobs=torch.where(demonstration[:, None], now, before[index]),
+        engine_logprobs=before[index],
         trained=world.trained[rows],
         rewards=torch.where(demonstration, 1.0, world.rewards[index]),
         group=questions,

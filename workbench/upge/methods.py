@@ -9,6 +9,7 @@ question's rollouts unless said; token sums are averaged over them.
 from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
 
+from workbench.identity import replace
 from workbench.study import differing, flatten
 from workbench.upge.advantages import (
     GAE,
@@ -29,12 +30,19 @@ from workbench.upge.aggregations import (
     TokenMean,
 )
 from workbench.upge.auxiliary import Auxiliary, EntropyBonus, ValueLoss
-from workbench.upge.denominators import Capped, CurrentPolicy, OldPolicy, SequenceGeometric, Unit
+from workbench.upge.denominators import (
+    Capped,
+    CurrentPolicy,
+    EngineCorrected,
+    OldPolicy,
+    SequenceGeometric,
+    Unit,
+)
 from workbench.upge.estimator import Estimator
 from workbench.upge.gates import Gate, Switch
 from workbench.upge.likelihoods import Likelihood, Plain, Shaped
 from workbench.upge.masks import KeepAll, Mask, RatioClip, SequenceClip, SoftClip
-from workbench.upge.method import EntropyWeight, Method, Stream, Term
+from workbench.upge.method import EntropyWeight, Method, Stream, Term, terms
 
 
 def _imitation(aggregation: Aggregation) -> Estimator:
@@ -321,6 +329,22 @@ def mix_on(
         Term(_off_policy(likelihood), off_coefficient),
     )
     return hpt(gate, demonstrations=mixture)
+
+
+def corrected(
+    method: Method, cap: float = 2.0, by_sequence: bool = False, drops: bool = False
+) -> Method:
+    """A method with its rollouts corrected for the engine that drew them: see `EngineCorrected`.
+
+    Truncated importance sampling, by token unless `by_sequence`; `drops=True` masks instead.
+    """
+
+    def of(estimator: Estimator) -> Estimator:
+        denominator = EngineCorrected(cap, estimator.denominator, by_sequence, drops)
+        return replace(estimator, denominator=denominator)
+
+    each = tuple(Term(of(term.estimator), term.coefficient) for term in terms(method.rollouts))
+    return replace(method, rollouts=each)
 
 
 NAMED: dict[str, Callable[[], Method]] = {
