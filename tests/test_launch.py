@@ -102,6 +102,25 @@ def test_each_gpu_is_one_slot_named_by_its_uuid(
     assert job.run.result["environment"] == expected
 
 
+ENGINES = {
+    "gpus=2": {"tensor_parallel": 2},
+    "apart from the trainer needs 5; use gpus=5": {
+        "gpus": 4,
+        "tensor_parallel": 4,
+        "engine_apart": True,
+    },
+    "engine_cache must be above 0 GiB, got 0": {"engine_cache": 0},
+    "tensor_parallel must be at least 1": {"tensor_parallel": 0},
+}
+
+
+@pytest.mark.parametrize("message", ENGINES)
+def test_resources_for_an_engine_are_checked(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Resources(**ENGINES[message])
+    assert Resources(device="cpu", tensor_parallel=2).gpus == 1  # processes need no GPU there
+
+
 def test_cores_are_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "cores", lambda: 8)
     monkeypatch.setattr(room, "gpus", lambda: ())

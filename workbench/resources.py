@@ -4,6 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 LEAST_TOKENS = 256  # a micro-batch below which memory is not what a smaller one would save
+COUNTS = (
+    "gpus", "threads", "tokens", "sequences", "tensor_parallel", "checkpoint_every", "keep_last",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,11 @@ class Resources:
         tokens: padded tokens in one micro-batch; bounds memory, changes no result. None takes what
             was fastest: 2,048 on a processor (it stays in the cache), 32,768 on a GPU.
         sequences: sequences that one rollout call decodes together.
+        tensor_parallel: GPUs, or processes on a processor, that a vLLM engine is spread over.
+        engine_apart: whether a vLLM engine has the last of the cell's GPUs to itself; else it
+            shares the first with the trainer, and sleeps while that works.
+        engine_cache: GiB that a vLLM engine has for keys and values on each device; None takes 1 on
+            a processor and on a GPU what is left of 45% of it, or of 90% where it is apart.
         checkpoint_every: training steps between two checkpoints; what a crash can cost.
         keep_last: how many of the newest checkpoints are kept, besides the best.
         best_by: the validation metric that says which checkpoint is the best; larger is better.
@@ -32,6 +40,9 @@ class Resources:
     threads: int = 1
     tokens: int | None = None
     sequences: int = 512
+    tensor_parallel: int = 1
+    engine_apart: bool = False
+    engine_cache: float | None = None
     checkpoint_every: int = 10
     keep_last: int = 2
     best_by: str = "validation/pass_at_1"
@@ -41,10 +52,19 @@ class Resources:
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"Resources.device is {self.device!r}; choose auto, cpu or cuda")
-        for field in ("gpus", "threads", "tokens", "sequences", "checkpoint_every", "keep_last"):
+        for field in COUNTS:
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"Resources.{field} must be at least 1, got {value}")
+        if self.engine_cache is not None and self.engine_cache <= 0:
+            raise ValueError(f"Resources.engine_cache must be above 0 GiB, got {self.engine_cache}")
+        needed = self.tensor_parallel + self.engine_apart
+        if self.device != "cpu" and needed > self.gpus:
+            raise ValueError(
+                f"Resources.gpus is {self.gpus}, but a vLLM engine on {self.tensor_parallel}"
+                f"{' apart from the trainer' if self.engine_apart else ''} needs {needed}; "
+                f"use gpus={needed}"
+            )
         if self.patience <= 0:
             raise ValueError(f"Resources.patience must be above 0 seconds, got {self.patience}")
         if self.retries < 0:

@@ -28,6 +28,7 @@ from workbench.durable import DiskFull, move, remove_tree, sweep
 from workbench.recipe import Measurement, Probe
 from workbench.records import Held, Interrupted, Run
 from workbench.resources import Resources
+from workbench.rollout.engine import EngineKilled
 from workbench.schema import Failure, File
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ def _kind(error: Exception) -> str:
     """What kind of failure an error is: whether it is tried again, and how, follows from it."""
     if isinstance(error, DiskFull):
         return Failure.DISK
-    if isinstance(error, BrokenProcessPool):  # one that takes a probe beside others
+    # The engine's, or one that takes a probe beside others.
+    if isinstance(error, EngineKilled | BrokenProcessPool):
         return Failure.KILLED
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return Failure.MEMORY if out_of_memory else Failure.ERROR
@@ -155,7 +157,8 @@ def _train(run: Run, resources: Resources, keep: list[int], stopping: _Stopping)
         run.finish({"steps": 0, "sampled_tokens": 0, "trained_tokens": 0, "seconds": 0.0})
         return
     trainer = open_trainer(run, resources)
-    train(trainer, run, keep, stopping)
+    with contextlib.closing(trainer.engine):
+        train(trainer, run, keep, stopping)
     rows = run.rows()
     write_tables(run, run.path)
     progress = trainer.progress
@@ -182,7 +185,7 @@ def _make_again(
     aside.create(run.recipe(), run.seed)
     trainer = open_trainer(aside, resources)
     log.info("training %s again for the checkpoints of steps %s", run.path, steps)
-    with contextlib.suppress(Interrupted):
+    with contextlib.closing(trainer.engine), contextlib.suppress(Interrupted):
         train(trainer, aside, steps, lambda: stopping() or trainer.progress.step >= max(steps))
     if trainer.progress.step < max(steps):
         raise Interrupted(f"stopped at step {trainer.progress.step} of {max(steps)}")
@@ -209,10 +212,10 @@ def _measure(
         if stopping():
             raise Interrupted("stopped while measuring")
 
-    engine = open_engine(policy, resources, get_on)
-    for number, measurement in enumerate(measurements):
-        run.tell(f"measuring {measurement.suite} ({number + 1} of {len(measurements)})")
-        measure(run, policy, engine, data, measurement)
+    with contextlib.closing(open_engine(recipe, policy, resources, get_on)) as engine:
+        for number, measurement in enumerate(measurements):
+            run.tell(f"measuring {measurement.suite} ({number + 1} of {len(measurements)})")
+            measure(run, policy, engine, data, measurement)
 
 
 def _probe_all(run: Run, resources: Resources, probes: list[Probe], stopping: _Stopping) -> None:
@@ -272,7 +275,9 @@ def _probe(run: Run, resources: Resources, plan: Probe, stopping: Callable[[], b
         return stopping()
 
     run.tell(f"probe of step {plan.step}, distance {plan.distance}")
-    probe(run, open_checkpoint(run, plan.step, resources), plan, asked)
+    trainer = open_checkpoint(run, plan.step, resources)
+    with contextlib.closing(trainer.engine):
+        probe(run, trainer, plan, asked)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+LEAST_TEMPERATURE = 0.01  # what vLLM silently raises lower ones to
+GREEDY_BELOW = 1e-5  # where it takes the most probable token instead
+
 
 @dataclass(frozen=True)
 class Request:
@@ -27,7 +30,8 @@ class Response:
     Attributes:
         tokens: ids, with the end token where there is one.
         logprobs: the engine's own log-probability of each token, at the sampling temperature and
-            over the whole vocabulary; the trainer computes its own and logs the difference.
+            over the whole vocabulary; the trainer computes its own and logs the difference. Empty
+            where an engine has them over a part of the vocabulary only, as vLLM below top-p 1.
         finished: whether it ended by itself; False means truncated at `max_tokens`.
     """
 
@@ -51,3 +55,20 @@ class Engine(Protocol):
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
         """For each request its responses, in order."""
         ...
+
+    def close(self) -> None:
+        """Ends what it started and gives its memory back."""
+        ...
+
+
+class EngineKilled(RuntimeError):
+    """A process of the engine was ended from outside, like any process on a busy machine."""
+
+
+def check_vllm_temperature(temperature: float) -> None:
+    """Raises ValueError for a temperature that vLLM would take another one for."""
+    if GREEDY_BELOW <= temperature < LEAST_TEMPERATURE:
+        raise ValueError(
+            f"temperature {temperature} is lower than vLLM samples at; use at least "
+            f"{LEAST_TEMPERATURE}, or less than {GREEDY_BELOW} for the most probable tokens"
+        )

@@ -42,6 +42,9 @@ class TransformersEngine:
         self.model.train(was_training)
         return [found[index] for index in range(len(requests))]
 
+    def close(self) -> None:
+        """Nothing: it has no more than the trainer's model."""
+
     def _decode(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
         decoder = open_decoder(
             self.model,

@@ -65,6 +65,10 @@ class Policy:
             found += [(f"value_head.{n}", p) for n, p in self.value_head.named_parameters()]
         return found
 
+    def weights(self) -> list[tuple[str, Tensor]]:
+        """The model's weights by name, as a rollout engine of its own loads them."""
+        return [(name, parameter.detach()) for name, parameter in self.model.named_parameters()]
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a text, without what the tokenizer puts at the start of a prompt."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from workbench.resources import Resources
 from workbench.rollout import Engine, Request, Response
 from workbench.rollout.engine import Decoding
 from workbench.rollout.transformers_engine import TransformersEngine
+from workbench.rollout.vllm_engine import Setup, VllmEngine
 from workbench.training import checkpoint
 from workbench.training.data import open_data, prompt_ids
 from workbench.training.evaluation import Count, count
@@ -97,9 +98,34 @@ def open_policy(recipe: Recipe, path: str, resources: Resources) -> Policy:
     return load_policy(path, device, recipe.dtype, recipe.sampling.temperature, values)
 
 
-def open_engine(policy: Policy, resources: Resources, get_on: Callable[[], None]) -> Engine:
+def open_engine(
+    recipe: Recipe, policy: Policy, resources: Resources, get_on: Callable[[], None]
+) -> Engine:
     """The rollout engine, over the policy itself; it calls `get_on` whenever it got further."""
+    if recipe.sampling.engine == "vllm":
+        return VllmEngine(_vllm_setup(recipe, policy, resources), policy.weights, get_on)
     return TransformersEngine(policy.model, policy.end, policy.pad, resources.sequences, get_on)
+
+
+def _vllm_setup(recipe: Recipe, policy: Policy, resources: Resources) -> Setup:
+    on_gpu, cache = policy.device.type == "cuda", resources.engine_cache
+    if cache is None and not on_gpu:
+        cache = 1.0
+    return Setup(
+        model=str(policy.model.name_or_path),
+        dtype=recipe.dtype,
+        end=tuple(sorted(policy.end)),
+        sequences=resources.sequences,
+        processes=resources.tensor_parallel,
+        gpu=_engine_gpu(resources) if on_gpu else None,
+        shares_gpu=on_gpu and not resources.engine_apart,
+        cache=None if cache is None else int(cache * 2**30),
+    )
+
+
+def _engine_gpu(resources: Resources) -> int:
+    """The first of a vLLM engine's GPUs, among those of the cell."""
+    return resources.gpus - resources.tensor_parallel if resources.engine_apart else 0
 
 
 def open_trainer(run: Run, resources: Resources) -> Trainer:
@@ -137,7 +163,7 @@ def open_checkpoint(run: Run, step: int, resources: Resources) -> Trainer:
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    engine = open_engine(policy, resources, run.beat)
+    engine = open_engine(recipe, policy, resources, run.beat)
     data = open_data(run, policy.tokenizer)
     sketch = Sketch(policy.model.parameters(), SKETCH)
     return Trainer(
