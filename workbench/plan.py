@@ -15,9 +15,15 @@ from typing import Any
 from workbench import models, provenance
 from workbench.identity import fingerprint, replace
 from workbench.problems import Chat, Corpus, Dataset, loaders
-from workbench.recipe import Evaluation, Measurement, Probe, Recipe, Start
+from workbench.recipe import (
+    Evaluation,
+    Measurement,
+    Probe,
+    Recipe,
+    Start,
+    check_vllm_temperature,
+)
 from workbench.records import Run, cells_root, folder_of, read_json, run_in, run_of
-from workbench.rollout.engine import check_vllm_temperature
 from workbench.schema import File
 from workbench.study import Cell, Study, describe
 

@@ -95,6 +95,17 @@ class Sampling(Component):
 
 
 ENGINES = ("transformers", "vllm")
+LEAST_TEMPERATURE = 0.01  # what vLLM silently raises lower ones to
+GREEDY_BELOW = 1e-5  # where it takes the most probable token instead
+
+
+def check_vllm_temperature(temperature: float) -> None:
+    """Raises ValueError for a temperature that vLLM would take another one for."""
+    if GREEDY_BELOW <= temperature < LEAST_TEMPERATURE:
+        raise ValueError(
+            f"temperature {temperature} is lower than vLLM samples at; use at least "
+            f"{LEAST_TEMPERATURE}, or less than {GREEDY_BELOW} for the most probable tokens"
+        )
 
 
 class Schedule(Component):

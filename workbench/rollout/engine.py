@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-LEAST_TEMPERATURE = 0.01  # what vLLM silently raises lower ones to
-GREEDY_BELOW = 1e-5  # where it takes the most probable token instead
-
 
 @dataclass(frozen=True)
 class Request:
@@ -63,12 +60,3 @@ class Engine(Protocol):
 
 class EngineKilled(RuntimeError):
     """A process of the engine was ended from outside, like any process on a busy machine."""
-
-
-def check_vllm_temperature(temperature: float) -> None:
-    """Raises ValueError for a temperature that vLLM would take another one for."""
-    if GREEDY_BELOW <= temperature < LEAST_TEMPERATURE:
-        raise ValueError(
-            f"temperature {temperature} is lower than vLLM samples at; use at least "
-            f"{LEAST_TEMPERATURE}, or less than {GREEDY_BELOW} for the most probable tokens"
-        )

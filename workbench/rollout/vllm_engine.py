@@ -21,12 +21,12 @@ from typing import Any, NoReturn
 import torch.multiprocessing  # teaches connections to send tensors as handles
 from torch import Tensor
 
+from workbench.recipe import check_vllm_temperature
 from workbench.rollout.engine import (
     Decoding,
     EngineKilled,
     Request,
     Response,
-    check_vllm_temperature,
 )
 from workbench.rollout.vllm_process import Answer, Done, Failed, Order, Setup, serve
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
-from workbench.rollout.engine import GREEDY_BELOW, LEAST_TEMPERATURE, Decoding, Request, Response
+from workbench.recipe import GREEDY_BELOW, LEAST_TEMPERATURE
+from workbench.rollout.engine import Decoding, Request, Response
 
 WHOLE_SEED = 2**62  # vLLM adds the number of the sample, and the sum must fit 64 bits
 
@@ -164,8 +165,12 @@ class Served:
                 if output.finished:
                     index = int(output.request_id)
                     found = [_response(each) for each in output.outputs]
-                    copies = order.requests[index].samples // len(found)
-                    yield Answer(index, found * copies)
+                    wanted = order.requests[index].samples
+                    if order.decoding.temperature < GREEDY_BELOW:
+                        found *= wanted
+                    if len(found) != wanted:
+                        raise RuntimeError(f"vLLM gave {len(found)} of {wanted} samples")
+                    yield Answer(index, found)
 
 
 def _pack_output(model: Any) -> None:
@@ -195,6 +200,7 @@ def has_logprobs(decoding: Decoding) -> bool:
 
 def _params(request: Request, decoding: Decoding, end: Sequence[int]) -> Any:
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+    from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
     greedy = decoding.temperature < GREEDY_BELOW
     return SamplingParams(
@@ -206,6 +212,7 @@ def _params(request: Request, decoding: Decoding, end: Sequence[int]) -> Any:
         stop_token_ids=list(end),
         logprobs=0 if has_logprobs(decoding) else None,  # of the sampled token alone
         detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,  # else each sample comes by itself as it ends
     )
 
 
