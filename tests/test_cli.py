@@ -39,6 +39,12 @@ print([name for name in {HEAVY!r} if name in sys.modules])
     assert "worker" not in done.stdout
 
 
+def _custom(kind: str, value: str, module: str = "json") -> str:
+    """An estimator with a mask of its own, which has one field, as Python."""
+    body = f'{{"__annotations__": {{"f": {kind!r}}}, "__module__": {module!r}}}'
+    return f'upge.Estimator(type("Mine", (upge.Mask,), {body})({value}))'
+
+
 def mistakes() -> dict[str, tuple[str, str]]:
     """Study files that are wrong, by what is wrong: the file, and what must be said of it."""
     return {
@@ -73,6 +79,16 @@ def mistakes() -> dict[str, tuple[str, str]]:
             "line 4: .*choose auto or cpu"),
         "unhashable value": (
             'Study("x", [base.using(upge.sft(), sampling=lambda: 1)])', "line 4: .*Sampling"),
+        "a function in a component": (
+            f'Study("x", [base.using({_custom("object", "print")})])',
+            r"line 4: Mine.f is .*no stable form.*numbers, strings, tuples"),
+        "a list in a component": (
+            f'Study("x", [base.using({_custom("list", "[1, 2]")})])',
+            r"line 4: Mine.f is \[1, 2\] \(list\), which can change; write a tuple"),
+        "two components of one name": (
+            f'Study("x", {{"a": base.using({_custom("object", "1", "json")}), '
+            f'"b": base.using({_custom("object", "2", "re")})}})',
+            "line 4: arm 'b': two classes are named Mine, in json and in re.*such as Mine2"),
     }  # fmt: skip
 
 

@@ -148,13 +148,20 @@ def _loaded(options: argparse.Namespace) -> StudyFile:
     return file
 
 
+def _jobs(file: StudyFile, variable: str, options: argparse.Namespace) -> "list[Job]":
+    """The runs that a study of the file needs; what is wrong with them is told at its line."""
+    from workbench import plan
+
+    return file.checked(variable, lambda study: plan.jobs(study, _root(options)))
+
+
 def _plan(options: argparse.Namespace) -> int:
     from workbench import plan
     from workbench.terminal import console
 
     terminal, file = console(), _loaded(options)
-    for study in file.studies.values():
-        jobs = plan.jobs(study, _root(options))
+    for variable, study in file.studies.items():
+        jobs = _jobs(file, variable, options)
         terminal.print(_plan_table(study, jobs))
         summary = _plan_summary(study, jobs, plan.cost(jobs, _root(options)))
         for line in (*summary, *_declared(file, study)):
@@ -251,7 +258,7 @@ def _status(options: argparse.Namespace) -> int:
     file = load(options.study, options.name)
     for variable, study in file.studies.items():
         table = grid("run", "status", "step", "detail")
-        for job in file.checked(variable, lambda each: plan.jobs(each, _root(options))):
+        for job in _jobs(file, variable, options):
             found = plan.status(job)
             steps = f"{_last_step(job, found)}/{plan.steps_of(job.recipe)}"
             stale = "stale: code changed since" if plan.is_stale(job, code) else ""
@@ -286,8 +293,8 @@ def _last_step(job: "Job", found: "Status") -> int:
 def _run(options: argparse.Namespace) -> int:
     file = _loaded(options)
     code = OK
-    for study in file.studies.values():
-        code = max(code, _run_study(file, study, options))
+    for variable, study in file.studies.items():
+        code = max(code, _run_study(file, study, _jobs(file, variable, options), options))
         if code == INTERRUPTED:
             break
     for search in file.searches.values():
@@ -298,19 +305,20 @@ def _run(options: argparse.Namespace) -> int:
 def _probe(options: argparse.Namespace) -> int:
     """Runs what the probes of a file need, and them, but no evaluation and no report."""
     file = _loaded(options)
-    probed = [study for study in file.studies.values() if study.probes]
+    probed = {name: study for name, study in file.studies.items() if study.probes}
     if not probed:
         raise Mistake(f"{file.path} has no study with probes; give one: Study(..., probes=[...])")
     code = OK
-    for study in probed:
-        code = max(code, _run_study(file, study, options, probes_only=True))
+    for variable, study in probed.items():
+        jobs = [replace(j, measurements=()) for j in _jobs(file, variable, options) if j.probes]
+        code = max(code, _run_study(file, study, jobs, options, report=False))
         if code == INTERRUPTED:
             break
     return code
 
 
 def _search(options: argparse.Namespace) -> int:
-    from workbench import cli_search
+    from workbench import cli_search, plan
     from workbench.terminal import console
     from workbench.tracking import set_defaults
 
@@ -328,7 +336,8 @@ def _search(options: argparse.Namespace) -> int:
         if code == INTERRUPTED:
             break
         if found.confirmation is not None:
-            code = max(code, _run_study(file, found.confirmation, options))
+            jobs = plan.jobs(found.confirmation, root)
+            code = max(code, _run_study(file, found.confirmation, jobs, options))
             cli_search.report(search, root, console())
     return code
 
@@ -355,18 +364,19 @@ def _launcher(
 
 
 def _run_study(
-    file: StudyFile, study: "Study", options: argparse.Namespace, probes_only: bool = False
+    file: StudyFile,
+    study: "Study",
+    jobs: "list[Job]",
+    options: argparse.Namespace,
+    report: bool = True,
 ) -> int:
-    from workbench import cli_report, plan
+    from workbench import cli_report
     from workbench.display import Display
     from workbench.terminal import console
     from workbench.tracking import Mirror, set_defaults
 
     set_defaults()
     terminal, root = console(), _root(options)
-    jobs = plan.jobs(study, root)
-    if probes_only:
-        jobs = [replace(job, measurements=()) for job in jobs if job.probes]
     launcher, mirror = _launcher(options, jobs, study), Mirror(study, root, jobs)
     left = sum(not job.done for job in jobs)
     terminal.print(f"{study.name}: {len(jobs)} runs, {left} to train or measure")
@@ -381,7 +391,7 @@ def _run_study(
     finally:
         behind = mirror.close()
     _print_problems(launcher.failed, behind, mirror.uri)
-    if any(job.done for job in jobs) and not probes_only:
+    if any(job.done for job in jobs) and report:
         cli_report.update(file, study, root, jobs)
     terminal.print(f"runs      {root / 'cells'}")
     terminal.print(f"MLflow    workbench ui {file.path}   ({mirror.uri})")
@@ -430,14 +440,13 @@ def _report(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     """Copies every finished run that a study's report needs."""
-    from workbench import plan
     from workbench.records import cells_root
     from workbench.tracking.points import write_compact
 
     file, root = load(options.study, options.name), _root(options)
     copied: dict[Path, None] = {}
     for variable in file.studies:
-        for job in file.checked(variable, lambda each: plan.jobs(each, root)):
+        for job in _jobs(file, variable, options):
             if job.run.finished:
                 folder = options.to / job.run.path.relative_to(root)
                 folder.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ class Component:
     of the code changes what the same fields compute.
 
     Raises:
-        TypeError: an unknown field, or a field of the wrong type.
+        TypeError: an unknown field, one of the wrong type, or one whose value has no stable form.
         ValueError: a field outside its rule (raised by `check`).
     """
 
@@ -63,6 +63,8 @@ class Component:
             value = _conform(getattr(self, field.name), hints[field.name])
             if value is _MISFIT:
                 raise TypeError(_misfit(self, field.name, hints[field.name]))
+            if not _is_lasting(value):
+                raise TypeError(_passing(self, field.name, value))
             object.__setattr__(self, field.name, value)
         self.check()
 
@@ -179,6 +181,25 @@ def _misfit(component: Component, name: str, expected: Any) -> str:
     return f"{message} ({type(value).__name__})"
 
 
+def _is_lasting(value: Any) -> bool:
+    """Whether a field's value never changes and is the same in every process."""
+    if isinstance(value, tuple):
+        return all(_is_lasting(item) for item in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, int | str | Component)
+
+
+def _passing(component: Component, name: str, value: Any) -> str:
+    kind = type(value).__name__
+    what = f"{type(component).__name__}.{name} is {value!r} ({kind}), which"
+    if isinstance(value, list | set):
+        return f"{what} can change; write a tuple, and tuple[...] as the field's type"
+    if isinstance(value, Mapping):
+        return f"{what} can change; write a tuple of pairs, or a Component class with these fields"
+    return f"{what} {_NO_FORM}"
+
+
 def subclasses(base: type[Component]) -> list[type[Component]]:
     """Every component class below this one, in order of definition."""
     found: list[type[Component]] = []
@@ -188,6 +209,12 @@ def subclasses(base: type[Component]) -> list[type[Component]]:
 
 
 # --- canonical form and fingerprint ---------------------------------------------------------------
+
+
+_NO_FORM = (
+    "has no stable form, so it cannot be part of an experiment's identity; use finite numbers, "
+    "strings, tuples and Component classes"
+)
 
 
 def canonical(value: Any) -> Canonical:
@@ -207,10 +234,7 @@ def canonical(value: Any) -> Canonical:
         return value
     if isinstance(value, list | tuple):
         return [canonical(item) for item in value]
-    raise TypeError(
-        f"{value!r} ({type(value).__name__}) has no stable form, so it cannot be part of an "
-        "experiment's identity; use numbers, strings, tuples and Component classes"
-    )
+    raise TypeError(f"{value!r} ({type(value).__name__}) {_NO_FORM}")
 
 
 def fingerprint(value: Any) -> str:
@@ -232,12 +256,17 @@ def imports(value: Any) -> dict[str, str]:
         found, inner = {}, list(value) if isinstance(value, list | tuple) else []
     for item in inner:
         for name, home in imports(item).items():
-            if found.setdefault(name, home) != home:
-                raise TypeError(
-                    f"two classes are named {name}, in {found[name]} and in {home}; a record tells "
-                    "classes apart by name, so one of them needs another"
-                )
+            join(found, name, home)
     return found
+
+
+def join(homes: dict[str, str], name: str, home: str) -> None:
+    """Adds where a class is defined; raises TypeError where another one has its name."""
+    if homes.setdefault(name, home) != home:
+        raise TypeError(
+            f"two classes are named {name}, in {homes[name]} and in {home}; a record tells "
+            f"classes apart by name, so call one of them otherwise, such as {name}2"
+        )
 
 
 def _home(cls: type) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import models, provenance
-from workbench.identity import fingerprint, replace
+from workbench.identity import fingerprint, imports, join, replace
 from workbench.problems import Chat, Corpus, Dataset, loaders
 from workbench.recipe import (
     Evaluation,
@@ -211,7 +211,9 @@ def _sources_first(jobs: list[Job]) -> list[Job]:
 def validate(study: Study) -> None:
     """Raises ValueError on what can be known to be wrong before anything is trained."""
     checked: set[str] = set()
+    homes: dict[str, str] = {}
     for label, recipe in study.recipes.items():
+        _check_identity(label, recipe, homes)
         for each in _with_sources(recipe):
             _check_model(each, checked)
             _check_engine(each, study.evaluation)
@@ -226,6 +228,15 @@ def validate(study: Study) -> None:
                 f"Evaluation.more asks for more of suite {suite!r}, which Evaluation.suites leaves "
                 f"out; add it there or choose one of: {', '.join(study.evaluation.suites)}"
             )
+
+
+def _check_identity(label: str, recipe: Recipe, homes: dict[str, str]) -> None:
+    """Refuses what no record could tell apart; adds where the recipe's classes are to `homes`."""
+    try:
+        for name, home in imports(recipe).items():
+            join(homes, name, home)
+    except TypeError as error:
+        raise TypeError(f"arm {label!r}: {error}") from error
 
 
 def _with_sources(recipe: Recipe) -> Iterator[Recipe]:
