@@ -227,6 +227,8 @@ EVALUATIONS = {
     "unknown suite": (Evaluation(suites=("chian",)), "did you mean chain"),
     "unknown in more": (Evaluation(more=(("chian", 64),)), "did you mean chain"),
     "left out": (Evaluation(suites=("words",), more=(("chain", 64),)), "leaves out"),
+    "tokens": (Evaluation(max_tokens=9999), "Evaluation.max_tokens is 9999.*use at most"),
+    "problems": (Evaluation(problems=5000), "is 5000.*the largest has .* use at most that, or No"),
 }
 
 

@@ -133,6 +133,24 @@ REFUSED: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("start at 0", lambda: GRPO.start_from(SFT, step=0), ValueError, "must be 1 to 40, got 0"),
     ("start too late", lambda: GRPO.start_from(SFT, step=41), ValueError, "1 to 40, got 41"),
     (
+        "a start that trains nothing",
+        lambda: GRPO.start_from(BASE),
+        ValueError,
+        "Start.recipe has no method, so it trains nothing to start from; leave the start out",
+    ),
+    (
+        "no token",
+        lambda: Evaluation(max_tokens=0),
+        ValueError,
+        "Evaluation.max_tokens must be at least 1",
+    ),
+    (
+        "a value loss without returns",
+        lambda: upge.Method(upge.Estimator(), auxiliary=(upge.ValueLoss(),)),
+        ValueError,
+        "ValueLoss(), but no estimator has the returns that it fits; give one advantage=upge.GAE()",
+    ),
+    (
         "an unknown suite",
         lambda: Evaluation(suites=("hrad",)).measurements(("easy", "hard"), SFT),
         ValueError,

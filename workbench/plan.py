@@ -215,11 +215,15 @@ def validate(study: Study) -> None:
     for label, recipe in study.recipes.items():
         _check_identity(label, recipe, homes)
         for each in _with_sources(recipe):
-            _check_model(each, checked)
+            _check_model(each.model, "Sampling.max_tokens", each.sampling.max_tokens, checked)
             _check_engine(each, study.evaluation)
             _check_prompt(each)
             _check_data(label, each)
-        measurements(study, recipe)
+        measured = measurements(study, recipe)
+        if study.evaluation.max_tokens is not None:
+            tokens = study.evaluation.max_tokens
+            _check_model(recipe.model, "Evaluation.max_tokens", tokens, checked)
+        _check_problems(label, recipe, measured)
         for probe in study.probes:
             _check_probe(label, recipe, probe)
     for suite, _ in study.evaluation.more:
@@ -245,17 +249,17 @@ def _with_sources(recipe: Recipe) -> Iterator[Recipe]:
         yield from _with_sources(recipe.start.recipe)
 
 
-def _check_model(recipe: Recipe, checked: set[str]) -> None:
-    key = f"{recipe.model} {recipe.sampling.max_tokens}"
+def _check_model(model: str, field: str, tokens: int, checked: set[str]) -> None:
+    key = f"{model} {field} {tokens}"
     if key in checked:
         return
     checked.add(key)
-    config = Path(models.locate(recipe.model)) / "config.json"
+    config = Path(models.locate(model)) / "config.json"
     limit = read_json(config).get("max_position_embeddings") if config.is_file() else None
-    if limit is not None and recipe.sampling.max_tokens >= limit:
+    if limit is not None and tokens >= limit:
         raise ValueError(
-            f"Sampling.max_tokens is {recipe.sampling.max_tokens}, but model {recipe.model!r} "
-            f"reads {limit} tokens, prompt and response together; use at most {limit - 1}"
+            f"{field} is {tokens}, but model {model!r} reads {limit} tokens, prompt and response "
+            f"together; use at most {limit - 1}"
         )
 
 
@@ -300,6 +304,18 @@ def _check_data(label: str, recipe: Recipe) -> None:
         )
     if recipe.method is not None and recipe.method.needs_demonstrations:
         _check_demonstrations(label, recipe, data)
+
+
+def _check_problems(label: str, recipe: Recipe, measured: tuple[Measurement, ...]) -> None:
+    """Refuses to measure more problems than any of the suites has."""
+    sizes = {suite.name: len(suite.problems) for suite in loaders.load(recipe.data).suites}
+    most = max(sizes[each.suite] for each in measured)
+    for each in measured:
+        if each.problems is not None and each.problems > most:
+            raise ValueError(
+                f"Evaluation.problems is {each.problems}, but of the suites of arm {label!r} the "
+                f"largest has {most} problems; use at most that, or None for all"
+            )
 
 
 def _check_probe(label: str, recipe: Recipe, probe: Probe) -> None:

@@ -284,6 +284,11 @@ class Start(Component):
     step: int
 
     def check(self) -> None:
+        if self.recipe.method is None:
+            raise ValueError(
+                "Start.recipe has no method, so it trains nothing to start from; leave the start "
+                "out to begin with its model, or give it one: base.using(upge.sft())"
+            )
         require(1 <= self.step <= self.recipe.steps, self, "step", f"1 to {self.recipe.steps}")
 
 
@@ -297,7 +302,7 @@ class Evaluation(Component):
         max_tokens: response tokens after which an answer counts as truncated; None takes the
             recipe's.
         suites: names of suites; empty takes all of the data's.
-        problems: how many of each suite's problems; None takes all.
+        problems: at most how many of each suite's problems; None takes all.
         seed: of the sampling.
     """
 
@@ -316,6 +321,12 @@ class Evaluation(Component):
         )
         require(self.samples >= 1, self, "samples", "at least 1")
         require(all(n >= 1 for _, n in self.more), self, "more", "pairs of a suite and 1 or more")
+        require(
+            self.max_tokens is None or self.max_tokens >= 1,
+            self,
+            "max_tokens",
+            "at least 1, or None",
+        )
         require(self.temperature > 0, self, "temperature", "above 0")
         require(0 < self.top_p <= 1, self, "top_p", "a probability mass, above 0 and at most 1")
 

@@ -166,7 +166,9 @@ class BatchNormalized(Advantage):
 class GAE(Advantage):
     """Generalized advantage estimation (Schulman et al. 2016, eq. 16), rewards at the end.
 
-    Needs a value head. Codebases whiten it over the step's rollout tokens; `whiten=False` does not.
+    Needs a value head, which a `ValueLoss` beside it trains. Without one the head stays where it
+    begins, at 0, and the estimate is the discounted reward. Codebases whiten it over the step's
+    rollout tokens; `whiten=False` does not.
     """
 
     needs_values = True

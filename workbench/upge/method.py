@@ -67,7 +67,8 @@ class Method(Objective):
     L_demonstrations(q), plus auxiliary losses. A stream is None, one estimator, or several terms.
 
     Raises:
-        ValueError: no stream at all, or a gate with only one.
+        ValueError: no stream at all, a gate with only one, demonstrations with an advantage of
+            sampled responses, or a value loss without the returns of a GAE.
     """
 
     rollouts: Estimator | tuple[Term, ...] | None = None
@@ -88,13 +89,22 @@ class Method(Objective):
             raise ValueError(
                 f"Method.gate is {self.gate}, but there is only one stream to give questions to"
             )
-
         for term in terms(self.demonstrations):
             if term.estimator.needs_values:
                 raise ValueError(
                     f"{term.estimator.advantage} needs values, which are of sampled responses; "
                     "demonstrations take upge.Ones() or a group advantage"
                 )
+        for auxiliary in self.auxiliary:
+            if auxiliary.needs_values and not self._has_returns:
+                raise ValueError(
+                    f"Method.auxiliary has {auxiliary}, but no estimator has the returns that it "
+                    "fits; give one advantage=upge.GAE(), or leave it out"
+                )
+
+    @property
+    def _has_returns(self) -> bool:
+        return any(isinstance(term.estimator.advantage, GAE) for term in self.all_terms)
 
     # --- what a step of it needs ---
 
