@@ -10,7 +10,7 @@ import pytest
 
 HEAVY = ("torch", "mlflow", "pandas", "numpy", "rich", "transformers", "matplotlib", "analysis")
 START = """
-from workbench import Data, Evaluation, Recipe, Resources, Sampling, Study, upge
+from workbench import Data, Evaluation, Recipe, Resources, Sampling, Study, grid, upge
 base = Recipe("arithmetic-1m", Data("arithmetic"), steps=2)
 """
 
@@ -58,6 +58,24 @@ def mistakes() -> dict[str, tuple[str, str]]:
         "gate outside 0 to 1": (
             'Study("x", [base.using(upge.hpt(gate=upge.Switch(at_most=1.5)))])',
             "line 4: .*Switch.at_most.* got 1.5"),
+        "unknown component, once": (
+            'Study("x", [base.using(upge.Estimator(upge.RatoClip(0.2)))])',
+            r"line 4: workbench.upge has no 'RatoClip'; did you mean RatioClip\?$"),
+        "unknown argument of a study": (
+            'Study("x", [base], seed=[1])', r"line 4: Study.*'seed'; did you mean seeds\?$"),
+        "unknown argument of resources": (
+            'Study("x", [base], resources=Resources(thread=2))', "line 4: .*did you mean threads"),
+        "unknown argument of a method": (
+            'Study("x", [base.using(upge.grpo(clip=0.2))])',
+            r"line 4: grpo\(\) got .* 'clip'; choose one of: mask, "),
+        "unknown argument on an axis": (
+            'Study("x", [base.using(m) for m in grid(upge.hpt, gamma=[0, 1])])',
+            "line 4: hpt.* 'gamma'; choose one of: gate, "),
+        "unknown argument of a table": (
+            '(analysis := __import__("analysis")).Table("x", Study("x", [base]), valu="tokens")',
+            "line 4: .*did you mean value"),
+        "unknown field of a start": (
+            'Study("x", [base.start_from(base, stp=2)])', r"line 4: .*did you mean step\?"),
         "empty grid": ('Study("x", [])', "line 4: .*grid is empty"),
         "duplicate labels": (
             'Study("x", [("a", base), ("a", base.using(upge.sft()))])', "line 4: .*'a'"),

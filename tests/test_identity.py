@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 
+import workbench
 from workbench import (
     Data,
     Evaluation,
@@ -94,9 +95,8 @@ def test_a_value_is_restored_from_its_canonical_form(value: Component) -> None:
 
 
 def test_a_recipe_prints_as_the_python_that_makes_it() -> None:
-    from workbench import recipe
-
-    names = {**vars(recipe), **{name: getattr(upge, name) for name in upge.__all__}}
+    public = {name: getattr(workbench, name) for name in workbench.__all__}
+    names = {**public, **{name: getattr(upge, name) for name in upge.__all__}}
     for value in RECIPES.values():
         assert eval(str(value), names) == value
 

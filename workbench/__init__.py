@@ -12,6 +12,7 @@ from workbench.recipe import (
     Probe,
     Recipe,
     Sampling,
+    Start,
     Validation,
     WarmupCosine,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Rows",
     "Sampling",
     "Search",
+    "Start",
     "Study",
     "Tpe",
     "Validation",

@@ -309,7 +309,7 @@ def _check_data(label: str, recipe: Recipe) -> None:
 def _check_problems(label: str, recipe: Recipe, measured: tuple[Measurement, ...]) -> None:
     """Refuses to measure more problems than any of the suites has."""
     sizes = {suite.name: len(suite.problems) for suite in loaders.load(recipe.data).suites}
-    most = max(sizes[each.suite] for each in measured)
+    most = max((sizes[each.suite] for each in measured), default=0)
     for each in measured:
         if each.problems is not None and each.problems > most:
             raise ValueError(

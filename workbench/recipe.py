@@ -321,12 +321,8 @@ class Evaluation(Component):
         )
         require(self.samples >= 1, self, "samples", "at least 1")
         require(all(n >= 1 for _, n in self.more), self, "more", "pairs of a suite and 1 or more")
-        require(
-            self.max_tokens is None or self.max_tokens >= 1,
-            self,
-            "max_tokens",
-            "at least 1, or None",
-        )
+        longest = self.max_tokens
+        require(longest is None or longest >= 1, self, "max_tokens", "at least 1, or None")
         require(self.temperature > 0, self, "temperature", "above 0")
         require(0 < self.top_p <= 1, self, "top_p", "a probability mass, above 0 and at most 1")
 

@@ -2,8 +2,10 @@
 
 import ast
 import difflib
+import inspect
+import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,9 @@ class Mistake(Exception):
     """Something that the user can put right, as one sentence with its place."""
 
 
+_UNKNOWN_ARGUMENT = re.compile(
+    r"(?P<callee>[\w.]+)\(\) got an unexpected keyword argument '(?P<name>\w+)'"
+)
 MISTAKES = (TypeError, ValueError, FileNotFoundError, AttributeError, NameError, ImportError)
 
 
@@ -97,8 +102,40 @@ def _line_of(path: Path, variable: str) -> int | None:
 def _sentence(error: Exception) -> str:
     """The error's message, with the nearest name where one was misspelt."""
     message = " ".join(str(error).split())
+    if "did you mean" in message:
+        return message
+    unknown = _UNKNOWN_ARGUMENT.match(message)
+    if unknown is not None:
+        known = _parameters(unknown["callee"], error)
+        return f"{message}; {nearest(unknown['name'], known)}" if known else message
     if isinstance(error, AttributeError) and error.name:
         names = [each for each in dir(error.obj) if not each.startswith("_")]
         close = difflib.get_close_matches(error.name, names, n=1)
         return f"{message}; did you mean {close[0]}?" if close else message
     return message
+
+
+def _parameters(callee: str, error: Exception) -> list[str]:
+    """The keyword arguments of what was called by that qualified name; none where it is not found.
+
+    An error of a call is raised by the caller, so the callee is among what the caller could see.
+    """
+    name, *inner = callee.removesuffix(".__init__").split(".")
+    for value in _in_sight(error):
+        if callable(value) and getattr(value, "__qualname__", None) == name:
+            for each in inner:
+                value = getattr(value, each)
+            known = inspect.signature(value).parameters
+            return [each for each in known if each != "self"]
+    return []
+
+
+def _in_sight(error: Exception) -> Iterator[Any]:
+    """What the frames that the error passed through have names for, and what is in their modules."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        values = [*frame.f_locals.values(), *frame.f_globals.values()]
+        yield from values
+        for value in values:
+            if isinstance(value, ModuleType):
+                yield from vars(value).values()
