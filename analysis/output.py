@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from analysis.load import Runs
 from analysis.sheet import Sheet
-from workbench.identity import nearest
+from workbench.identity import conform, nearest
 from workbench.study import Study
 
 
@@ -29,6 +29,7 @@ class Output:
     title: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
+        conform(self)
         object.__setattr__(self, "arms", tuple(self.arms))
         for arm in self.arms:
             self.known_arm(arm, "arms")

@@ -5,7 +5,19 @@ from math import cos, pi
 
 import pytest
 
-from workbench import Constant, Data, Evaluation, Recipe, Sampling, Study, WarmupCosine, grid, upge
+from analysis import PassAtK
+from workbench import (
+    Constant,
+    Data,
+    Evaluation,
+    Recipe,
+    Resources,
+    Sampling,
+    Study,
+    WarmupCosine,
+    grid,
+    upge,
+)
 from workbench.recipe import Optimizer, Start, Validation
 from workbench.study import describe, differences, flatten, labelled
 
@@ -88,7 +100,7 @@ REFUSED: list[tuple[str, Callable[[], object], type[Exception], str]] = [
         "a label twice",
         lambda: Study("s", [("a", SFT), ("a", GRPO)]),
         ValueError,
-        "two arms have the label 'a'",
+        "two arms have the label 'a'; labels tell runs apart, so call one 'a 2'",
     ),
     (
         "a method as an arm",
@@ -132,6 +144,48 @@ REFUSED: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("no sample", lambda: Evaluation(samples=0), ValueError, "samples must be at least 1"),
     ("start at 0", lambda: GRPO.start_from(SFT, step=0), ValueError, "must be 1 to 40, got 0"),
     ("start too late", lambda: GRPO.start_from(SFT, step=41), ValueError, "1 to 40, got 41"),
+    (
+        "a number as a string",
+        lambda: Resources(threads="2"),  # type: ignore[arg-type]
+        TypeError,
+        "Resources.threads takes int, got '2' (a string); write the number without quotes",
+    ),
+    (
+        "a number of seeds",
+        lambda: Study("s", [SFT], seeds=3),  # type: ignore[arg-type]
+        TypeError,
+        "Study.seeds takes Iterable[int], got 3 (int); write several in a list, such as [3]",
+    ),
+    (
+        "a value on an axis",
+        lambda: grid(upge.Estimator, mask=upge.KeepAll()),  # type: ignore[arg-type]
+        TypeError,
+        "axis 'mask' of the grid is KeepAll(), not a list; write mask=[KeepAll()]",
+    ),
+    (
+        "a k alone",
+        lambda: PassAtK("p", Study("s", [SFT]), k=8),  # type: ignore[arg-type]
+        TypeError,
+        "PassAtK.k takes tuple[int, ...], got 8 (int); write several in a list, such as [8]",
+    ),
+    (
+        "resources by number",
+        lambda: Study("s", [SFT], resources=2),  # type: ignore[arg-type]
+        TypeError,
+        "Study.resources takes Resources, got 2 (int); choose one of: Resources",
+    ),
+    (
+        "an evaluation by number",
+        lambda: Study("s", [SFT], evaluation=16),  # type: ignore[arg-type]
+        TypeError,
+        "Study.evaluation takes Evaluation, got 16 (int); choose one of: Evaluation",
+    ),
+    (
+        "a mask for a method",
+        lambda: BASE.using(upge.RatioClip(0.2)),  # type: ignore[arg-type]
+        TypeError,
+        "Recipe.method takes Objective | None, got RatioClip(0.2) (RatioClip); ",
+    ),
     (
         "a start that trains nothing",
         lambda: GRPO.start_from(BASE),

@@ -12,10 +12,11 @@ import importlib
 import importlib.util
 import json
 import math
+import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
@@ -58,14 +59,10 @@ class Component:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        hints = _field_types(type(self))
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = _conform(getattr(self, field.name), hints[field.name])
-            if value is _MISFIT:
-                raise TypeError(_misfit(self, field.name, hints[field.name]))
-            if not _is_lasting(value):
-                raise TypeError(_passing(self, field.name, value))
-            object.__setattr__(self, field.name, value)
+        conform(self)
+        for name in field_names(self):
+            if not _is_lasting(getattr(self, name)):
+                raise TypeError(_passing(self, name))
         self.check()
 
     def check(self) -> None:
@@ -121,6 +118,20 @@ def _python(value: Any) -> str:
 _MISFIT = object()
 
 
+def conform(owner: Any) -> None:
+    """Brings each field of a frozen dataclass into its type's one form.
+
+    Raises:
+        TypeError: a field of the wrong type, with its value, the type and what would be right.
+    """
+    hints = _field_types(type(owner))
+    for field in dataclasses.fields(owner):
+        value = _conform(getattr(owner, field.name), hints[field.name])
+        if value is _MISFIT:
+            raise TypeError(_misfit(owner, field.name, hints[field.name]))
+        object.__setattr__(owner, field.name, value)
+
+
 def _field_types(cls: type) -> dict[str, Any]:
     if "_types" not in cls.__dict__:
         cls._types = typing.get_type_hints(cls)  # type: ignore[attr-defined]
@@ -149,7 +160,7 @@ def _conform(value: Any, expected: Any) -> Any:
 
 
 def _conform_tuple(value: Any, arguments: tuple[Any, ...]) -> Any:
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list | tuple | range):
         return _MISFIT
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         arguments = (arguments[0],) * len(value)
@@ -164,21 +175,39 @@ def _number(value: float) -> Any:
     return value + 0.0 if math.isfinite(value) else _MISFIT
 
 
-def _misfit(component: Component, name: str, expected: Any) -> str:
-    value = getattr(component, name)
-    wanted = expected.__name__ if isinstance(expected, type) else str(expected)
-    message = f"{type(component).__name__}.{name} takes {wanted}, got {value!r}"
+def _misfit(owner: Any, name: str, expected: Any) -> str:
+    value = getattr(owner, name)
+    plain = isinstance(expected, type) and not typing.get_args(expected)
+    wanted = expected.__name__ if plain else re.sub(r"\b(\w+\.)+", "", str(expected))
+    message = f"{type(owner).__name__}.{name} takes {wanted}, got {value!r}"
     if isinstance(value, type) and issubclass(value, Component):
         return f"{message}; write {value.__name__}(...) to make a value of it"
-    if isinstance(expected, type) and issubclass(expected, Component):
-        choices = [each.__name__ for each in subclasses(expected)]
-        given = value if isinstance(value, str) else type(value).__name__
-        return (
-            f"{message} ({type(value).__name__}); {nearest(given, choices)}" if choices else message
-        )
-    if isinstance(value, str) and expected in (int, float):
+    accepted = _alternatives(expected)
+    if isinstance(value, str) and {int, float} & {*accepted}:
         return f"{message} (a string); write the number without quotes"
-    return f"{message} ({type(value).__name__})"
+    message = f"{message} ({type(value).__name__})"
+    choices = [name for kind in accepted if isinstance(kind, type) for name in _choices(kind)]
+    if choices:
+        given = value if isinstance(value, str) else type(value).__name__
+        return f"{message}; {nearest(given, choices)}"
+    if any(typing.get_origin(kind) in (tuple, Iterable, Sequence) for kind in accepted):
+        return f"{message}; write several in a list, such as [{value!r}]"
+    return message
+
+
+def _alternatives(expected: Any) -> tuple[Any, ...]:
+    """The types that a field takes: those of a union, or the one."""
+    union = typing.get_origin(expected) in (typing.Union, types.UnionType)
+    return typing.get_args(expected) if union else (expected,)
+
+
+def _choices(kind: type) -> list[str]:
+    """The names of what can be written for a type: of components, or of a declaration."""
+    if typing.get_args(kind):
+        return []
+    if issubclass(kind, Component):
+        return [each.__name__ for each in subclasses(kind) or [kind]]
+    return [kind.__name__] if dataclasses.is_dataclass(kind) else []
 
 
 def _is_lasting(value: Any) -> bool:
@@ -190,7 +219,8 @@ def _is_lasting(value: Any) -> bool:
     return value is None or isinstance(value, int | str | Component)
 
 
-def _passing(component: Component, name: str, value: Any) -> str:
+def _passing(component: Component, name: str) -> str:
+    value = getattr(component, name)
     kind = type(value).__name__
     what = f"{type(component).__name__}.{name} is {value!r} ({kind}), which"
     if isinstance(value, list | set):

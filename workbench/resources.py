@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Self
 
+from workbench.identity import conform
+
 LEAST_TOKENS = 256  # a micro-batch below which memory is not what a smaller one would save
 COUNTS = (
     "gpus", "threads", "tokens", "sequences", "tensor_parallel", "checkpoint_every", "keep_last",
@@ -50,6 +52,7 @@ class Resources:
     retries: int = 2
 
     def __post_init__(self) -> None:
+        conform(self)
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"Resources.device is {self.device!r}; choose auto, cpu or cuda")
         for field in COUNTS:

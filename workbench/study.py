@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import floor, log2
 from typing import Any, Protocol, TypeVar, cast
 
-from workbench.identity import Component, field_names, fingerprint, nearest, subclasses
+from workbench.identity import Component, conform, field_names, fingerprint, nearest, subclasses
 from workbench.recipe import Evaluation, Probe, Recipe
 from workbench.resources import Resources
 from workbench.samplers import Sampler, Tpe, Wilcoxon, WithinRun
@@ -31,6 +31,11 @@ def grid(make: Callable[..., T], **axes: Iterable[Any]) -> list[T]:
     for name in axes:
         if name not in known:
             raise TypeError(f"{made.__name__} has no axis {name!r}; {nearest(name, known)}")
+    for name, values in axes.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise TypeError(
+                f"axis {name!r} of the grid is {values!r}, not a list; write {name}=[{values!r}]"
+            )
     choices = {name: list(values) for name, values in axes.items()}
     for name, values in choices.items():
         if not values:
@@ -77,6 +82,7 @@ class Study:
     question: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        conform(self)
         check_name("study", self.name)
         object.__setattr__(self, "arms", labelled(self.arms))
         object.__setattr__(self, "seeds", checked_seeds(f"study {self.name!r}", self.seeds))
@@ -139,7 +145,11 @@ def labelled(arms: Arms) -> dict[str, Recipe]:
         if name not in found:
             found[name] = recipe
         elif label is not None:
-            raise ValueError(f"two arms have the label {name!r}; labels tell runs apart")
+            taken = {given for given, _ in pairs}
+            free = next(f"{name} {n}" for n in itertools.count(2) if f"{name} {n}" not in taken)
+            raise ValueError(
+                f"two arms have the label {name!r}; labels tell runs apart, so call one {free!r}"
+            )
         elif found[name] != recipe:
             found[f"{name} {fingerprint(recipe)[:8]}"] = recipe
     return found
@@ -259,6 +269,7 @@ class Search:
     def __post_init__(self) -> None:
         check_name("search", self.name)
         self._check_kinds()
+        conform(self)
         for each in ("maximize", "minimize"):
             keys = getattr(self, each)
             object.__setattr__(self, each, (keys,) if isinstance(keys, str) else tuple(keys))

@@ -131,7 +131,7 @@ def _parameters(callee: str, error: Exception) -> list[str]:
 
 
 def _in_sight(error: Exception) -> Iterator[Any]:
-    """What the frames that the error passed through have names for, and what is in their modules."""
+    """What has a name in the frames that the error passed through, or in their modules."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in reversed(frames):
         values = [*frame.f_locals.values(), *frame.f_globals.values()]
