@@ -29,6 +29,7 @@ class Suites:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """All of them, those in distribution first."""
         return (*self.inside, *self.outside)
 
     def check(self, wanted: Iterable[str], owner: str) -> None:

@@ -39,6 +39,7 @@ def batch_of(solved: list[int], rollouts: int) -> upge.TokenBatch:
         group=torch.arange(len(solved)).repeat_interleave(rollouts + 1),
         demonstration=torch.tensor(([False] * rollouts + [True]) * len(solved)),
         old_entropy=torch.ones(rows, 2, dtype=torch.float64),
+        engine_logprobs=logprobs,
     )
 
 

@@ -75,6 +75,7 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """The cell's, which the order of questions and the sampling follow from."""
         return self.spec["seed"]
 
     # --- whether it is done ---
@@ -113,10 +114,12 @@ class Run:
 
     @property
     def result(self) -> Row | None:
+        """What training ended with; None until it is finished."""
         return read_json(self.path / File.RESULT) if self.finished else None
 
     @property
     def failure(self) -> Row | None:
+        """The kind of the last failure and its reason in words; None where none is recorded."""
         path = self.path / File.FAILURE
         return read_json(path) if path.exists() else None
 
@@ -238,6 +241,7 @@ class Run:
         return restore(found["probe"], found["classes"])
 
     def checkpoint_path(self, step: int) -> Path:
+        """The folder of a step's checkpoint, whether or not it is there."""
         return self.path / File.CHECKPOINTS / f"step-{step:06d}"
 
 

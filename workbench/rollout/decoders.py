@@ -169,11 +169,13 @@ class ModelDecoder:
         self.columns = prompts.attended.shape[1]
 
     def keep(self, rows: Tensor) -> None:
+        """Lets all rows go but these, given in ascending order."""
         for layer in self.cache.layers:
             layer.batch_select_indices(rows)  # type: ignore[attr-defined]
         self.attended, self.position = self.attended[rows], self.position[rows]
 
     def step(self, tokens: Tensor) -> None:
+        """Feeds one token a row, [row], through the model's own forward."""
         self.columns += 1
         output = self.model(
             input_ids=tokens[:, None],
@@ -254,6 +256,7 @@ class LlamaDecoder:
 
     @torch.inference_mode()
     def keep(self, rows: Tensor) -> None:
+        """Lets all rows go but these, given in ascending order."""
         for block in self.blocks:
             block.keys.keep(rows)
             block.values.keep(rows)
@@ -262,6 +265,7 @@ class LlamaDecoder:
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> None:
+        """Feeds one token a row, [row], through the layers written out here."""
         hidden = self.embedding[tokens]
         angles = self.cos[self.position, None], self.sin[self.position, None]
         for block in self.blocks:

@@ -43,6 +43,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
+        """Where the parameters are."""
         return next(self.model.parameters()).device
 
     @property

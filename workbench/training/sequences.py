@@ -36,6 +36,7 @@ class Sequence:
 
     @property
     def correct(self) -> bool:
+        """Whether the verifier found the answer right; an ungradable one is not."""
         return self.verdict is Verdict.CORRECT
 
 

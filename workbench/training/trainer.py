@@ -87,6 +87,7 @@ class Trainer:
 
     @property
     def decoding(self) -> Decoding:
+        """How training rollouts are drawn: the recipe's sampling."""
         sampling = self.recipe.sampling
         return Decoding(sampling.temperature, sampling.top_p, sampling.max_tokens)
 

@@ -125,10 +125,12 @@ class Tabular:
     world: World
 
     def logits(self, theta: Tensor) -> Tensor:
+        """[question, prefix, vocabulary]: the parameters themselves."""
         world = self.world
         return theta.view(world.questions, len(world.prefixes), world.vocabulary)
 
     def random(self, seed: int, scale: float = 1.0) -> Tensor:
+        """A normal logit for every question, prefix and token, float64 [parameter]."""
         world = self.world
         size = world.questions * len(world.prefixes) * world.vocabulary
         return _normal(size, seed, scale)
@@ -142,6 +144,7 @@ class Neural:
     width: int = 4
 
     def logits(self, theta: Tensor) -> Tensor:
+        """[question, prefix, vocabulary], out of the hidden layer."""
         features = self._features
         into = features.shape[-1] * self.width
         first, second = theta[:into], theta[into:]
@@ -149,6 +152,7 @@ class Neural:
         return hidden @ second.view(self.width, self.world.vocabulary)
 
     def random(self, seed: int, scale: float = 1.0) -> Tensor:
+        """Normal weights of both layers, float64 [parameter]."""
         size = self.width * (self._features.shape[-1] + self.world.vocabulary)
         return _normal(size, seed, scale)
 
