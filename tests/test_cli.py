@@ -203,6 +203,8 @@ def test_a_study_runs_reports_and_runs_no_more(project: Path) -> None:
     assert "http://127.0.0.1:5000/#/experiments/" in page
     exported = workbench("export", "studies.py", "--study", "one", "--to", "kept", cwd=project)
     assert exported.stdout == f"2 runs under {Path('kept') / 'cells'}\n"
+    shared = [path.read_text() for path in (project / "kept").rglob("provenance.json")]
+    assert shared and not any(str(project) in text for text in shared)
     table = (project / "mlruns" / "reports" / "one" / "results.md").read_text()
     for source in ("kept", f"sqlite:///{project / 'mlflow.db'}"):
         elsewhere = ["--root", "elsewhere", "--from", source, "--only", "results"]

@@ -440,6 +440,7 @@ def _report(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     """Copies every finished run that a study's report needs."""
+    from workbench import provenance
     from workbench.records import cells_root
     from workbench.tracking.points import write_compact
 
@@ -451,6 +452,7 @@ def _export(options: argparse.Namespace) -> int:
                 folder = options.to / job.run.path.relative_to(root)
                 folder.mkdir(parents=True, exist_ok=True)
                 write_compact(job, folder)
+                provenance.share(folder)
                 copied[folder] = None
     print(f"{len(copied)} runs under {cells_root(options.to)}")
     return OK if copied else FAILED

@@ -72,6 +72,15 @@ def record(run: Run, **more: Any) -> None:
     write_json(path, {"attempts": [*attempts, {**current(), **more}]})
 
 
+def share(folder: Path) -> None:
+    """Takes the command lines, with their paths, out of a copy of a run that others are to have."""
+    path = folder / File.PROVENANCE
+    if path.exists():
+        attempts = read_json(path)["attempts"]
+        kept = [{key: value for key, value in a.items() if key != "command"} for a in attempts]
+        write_json(path, {"attempts": kept})
+
+
 def changed(recorded: Mapping[str, Any], now: Code) -> bool:
     """Whether any recorded attempt ran other code than this."""
     return any(attempt.get("sources") != now.sources for attempt in recorded["attempts"])
