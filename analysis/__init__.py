@@ -4,7 +4,14 @@ from analysis.across import AcrossSuites
 from analysis.comparison import Comparison
 from analysis.exclusive import Exclusive
 from analysis.figure import Dynamics, Figure, GateDecisions, LearningCurves, PassAtK
-from analysis.gradient import BiasVariance, ErrorBySolveRate, Estimators, estimates, probed
+from analysis.gradient import (
+    BiasVariance,
+    ErrorBySolveRate,
+    Estimators,
+    Reproduced,
+    estimates,
+    probed,
+)
 from analysis.grid import RolloutGrid
 from analysis.load import Runs, runs
 from analysis.methods import Components, components
@@ -36,6 +43,7 @@ __all__ = [
     "LearningCurves",
     "PassAtK",
     "Report",
+    "Reproduced",
     "RolloutGrid",
     "Runs",
     "Table",

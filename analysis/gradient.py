@@ -4,7 +4,7 @@ Everything is computed from the moments that a probe recorded, from all replicat
 of them, so that every number has its jackknife interval, differences of two methods included.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -193,6 +193,7 @@ _TITLES = {
     "noise_scale": "Noise scale",
 }
 _SIGNED = ("cosine", "scale_free_error")  # all others cannot be negative
+_OF_THE_SCALE = ("bias_squared", "variance", "mse")  # of any size: these are no shares
 
 
 def _entry(found: Row, name: str) -> Entry:
@@ -200,14 +201,10 @@ def _entry(found: Row, name: str) -> Entry:
     interval = Interval(value, low, high, 0, "replicates")
     if not np.isfinite(low):
         return Entry(_DASH, interval)
+    digits = ".3g" if name in _OF_THE_SCALE else ".2f"
     if name not in _SIGNED and low <= 0:
-        return Entry(f"< {_number(max(high, 0.0))}", interval)
-    return Entry(_number(value), interval, _number((high - low) / 2))
-
-
-def _number(value: float) -> str:
-    """Two decimals, or three digits of what these would not show."""
-    return f"{value:.2f}" if value == 0 or 0.01 <= abs(value) < 100 else f"{value:.3g}"
+        return Entry(f"< {max(high, 0.0):{digits}}", interval)
+    return Entry(f"{value:{digits}}", interval, f"{(high - low) / 2:{digits}}")
 
 
 def _signed(apart: Measured) -> Entry:
@@ -216,6 +213,74 @@ def _signed(apart: Measured) -> Entry:
     if not np.isfinite(low):
         return Entry(_DASH, interval)
     return Entry(f"{value:+.2f}", interval, f"{(high - low) / 2:.2f}")
+
+
+@dataclass(frozen=True)
+class Reproduced(Tabular):
+    """How many methods have the same moments under a second seed of the rollouts, by probe.
+
+    The same: apart by no more than the interval of a difference of two independent estimates, which
+    19 of 20 are if nothing but rollouts differs.
+
+    Attributes:
+        probe_seeds: the two.
+
+    Raises:
+        ValueError: on `check`, a probe that the study does not have.
+    """
+
+    probe_seeds: tuple[int, int] = (0, 1)
+
+    def check(self) -> None:
+        for seed in self.probe_seeds:
+            _check(self.study, "Reproduced", [], probe_seed=seed)
+
+    def sheet(self, runs: Runs) -> Sheet:
+        found = estimates(pick(probed(runs), **EVERYONE))
+        if found.empty:
+            return Sheet(self.name, _AGAIN, (), ("No probe of it is finished.",))
+        keys = ["label", "seed", "step", "distance", "mu"]
+        one, other = (pick(found, probe_seed=seed) for seed in self.probe_seeds)
+        pairs = one.merge(other, on=[*keys, "method"], suffixes=("", _OTHER))
+        probes = sorted(set(zip(pairs["step"], pairs["distance"], pairs["mu"], strict=True)))
+        rows = tuple(
+            (
+                Entry(f"Step {step}, {_distance(distance)}, mu = {mu:g}"),
+                *_same(pick(pairs, step=step, distance=distance, mu=mu)),
+            )
+            for step, distance, mu in probes
+        )
+        return Sheet(self.name, _AGAIN, rows, (_AGAIN_NOTE,))
+
+
+_OTHER = " of the other seed"
+_COMPARED = ("bias_squared", "variance", "cosine", "scale_free_error")
+_AGAIN = (
+    Head("Probe", "probe", text=True),
+    *(Head(_TITLES[name], name) for name in _COMPARED),
+)
+_AGAIN_NOTE = (
+    "Methods that agree under both seeds of the rollouts, of those that have an interval under "
+    "both: apart by at most the 95% interval of a difference of independent estimates. Off policy "
+    "the seed also decides the batch that moves the policy, so that the truths differ as well."
+)
+
+
+def _same(pairs: pd.DataFrame) -> Iterator[Entry]:
+    """For each statistic, how many pairs agree of how many that have intervals."""
+    for name in _COMPARED:
+        apart = (pairs[name] - pairs[name + _OTHER]).abs().to_numpy("float64")
+        halves = [
+            (pairs[f"{name}_high{end}"] - pairs[name + end]).to_numpy("float64")
+            for end in ("", _OTHER)
+        ]
+        limit = np.hypot(*halves)
+        known = np.isfinite(limit)
+        same = int((apart[known] <= limit[known] + _ROUNDING).sum())
+        yield Entry(f"{same} of {known.sum()}", same)
+
+
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ cannot act, and four optimizer steps off it. By the questions' solve rate, becau
 gate reads.
 """
 
-from analysis import BiasVariance, ErrorBySolveRate, Estimators, Figure
+from analysis import BiasVariance, ErrorBySolveRate, Estimators, Figure, Reproduced
 from workbench import (
     Data,
     Evaluation,
@@ -83,6 +83,7 @@ again = Estimators("base-on-policy-again", moments, probe_seed=1)
 again_off = Estimators("base-off-policy-again", moments, distance=4, probe_seed=1)
 imitating = Estimators("base-on-policy-mu", moments, mu=MU)
 raw = Estimators("base-on-policy-raw", moments, columns=("bias_squared", "variance", "mse"))
+reproduced = Reproduced("second-seed", moments)
 atlas = BiasVariance("bias-variance", moments, methods=[method.label for method in named])
 pair = ("sft", "grpo")
 gate = ErrorBySolveRate("error-by-solve-rate", moments, methods=pair, mu=(0.0, MU))

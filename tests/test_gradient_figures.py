@@ -6,8 +6,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from analysis import BiasVariance, ErrorBySolveRate, Estimators, estimates
+from analysis import BiasVariance, ErrorBySolveRate, Estimators, Reproduced, estimates, gradient
 from analysis.gradient import crossing, difference
+from analysis.load import Runs, Suites
 from workbench import Data, Probe, Recipe, Study, upge
 from workbench.cli import main
 from workbench.durable import new_file
@@ -111,6 +112,24 @@ def test_the_crossing_has_an_interval_where_it_is_without_each_replicate():
     assert np.isnan(crossing(pd.concat(bands), "sft", "grpo").low)
 
 
+def test_a_second_seed_agrees_where_the_intervals_of_a_difference_say_so(monkeypatch):
+    cases = {"sft": 0.0, "grpo": 0.15, "rloo": 0.3}  # how far a second seed's cosine is off
+    first = [rows(method, inner=0.5, noise=0.008) for method in cases]
+    second = [
+        rows(method, inner=0.5 + apart, noise=0.008).assign(probe_seed=1)
+        for method, apart in cases.items()
+    ]
+    half = float(estimates(first[0])["cosine_high"].iloc[0]) - 0.5
+    assert 0.15 < half * 2**0.5 < 0.3
+    monkeypatch.setattr(gradient, "probed", lambda _: pd.concat([*first, *second]))
+    (row,) = Reproduced("again", STUDY).sheet(Runs(STUDY, Suites((), ()), (), (), None)).rows
+    found = {
+        head: entry.text for head, entry in zip(("probe", *gradient._COMPARED), row, strict=True)
+    }
+    assert found["probe"] == "Step 0, on policy, mu = 0"
+    assert found["cosine"] == "2 of 3" and found["variance"] == "3 of 3"
+
+
 PROBED_STUDY = """
 from analysis import BiasVariance, ErrorBySolveRate, Estimators
 from workbench import Data, Evaluation, Probe, Recipe, Study, upge
@@ -169,6 +188,7 @@ def test_exported_probes_draw_the_same_report_elsewhere(tmp_path, capsys):
         (Estimators("t", STUDY, columns=["cosin"]), "did you mean cosine"),
         (BiasVariance("f", STUDY, methods=["hpt"]), "names method 'hpt'"),
         (ErrorBySolveRate("f", STUDY, methods=["sft"]), "two or more"),
+        (Reproduced("t", STUDY), "Reproduced.probe_seed is 1"),
         (ErrorBySolveRate("f", STUDY, distance=3), "ErrorBySolveRate.distance is 3"),
         (ErrorBySolveRate("f", STUDY, mu=(0.0, 0.1)), "ErrorBySolveRate.mu is 0.1"),
         (Estimators("t", Study("none", STUDY.arms)), "has none"),
