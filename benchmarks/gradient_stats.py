@@ -16,8 +16,11 @@ import torch
 from workbench import Data, Optimizer, Recipe, replace, upge
 from workbench.records import run_of
 from workbench.resources import Resources
+from workbench.training.sampling import grade, sample
+from workbench.training.scoring import collate
 from workbench.training.tally import Tally
-from workbench.training.trainer import Trainer, collate, grade, open_checkpoint, sample, update
+from workbench.training.trainer import Trainer, open_checkpoint
+from workbench.training.update import update
 
 STEPS = 8
 

@@ -7,12 +7,13 @@
 Wanted: a model that knows the digit facts and a short worked format, whose Pass@64 is far above its
 Pass@1, and that almost never works the right side of an expression first.
 
-Answer for `arithmetic-1m` (its card has the counts): nearly, in 34 minutes of a busy thread. Pass@1
-is 64% on chains of two and 26% on chains of four operations (Pass@64 is 100% on both), 34% in
-words, 9% on precedence (Pass@64 90%), 0.4% on nesting (12%) and 0.0% on both at once (2%). More of
-its answers are worked than was wanted: 59 to 76%, in one or two short steps. A first mixture
-without `Glimpses` left precedence and nesting at 0.0%. Rebuilt from scratch once more, the weights
-were the same bit for bit.
+Answer for `arithmetic-1m` (its card has the counts): yes, in 35 minutes of a busy thread. Pass@1 is
+39% on chains of two and 16% on chains of four operations (Pass@64 is 100% on both), 15% in words,
+6% on precedence (Pass@64 80%), 0.3% on nesting (20%) and 0.1% on both at once (8%). 60% of its
+answers are direct; of chains of two 54% are worked. It learns the digit facts from worked steps
+first and the habit of answering directly after that: with 60% direct answers from the beginning
+(and 20% long worked ones) it read words less (5%) and nesting hardly (0.0%). A first mixture
+without `Glimpses` left precedence and nesting at 0.0%.
 
 The smaller Qwen2 and the Llama stand for other base models in a comparison. They read less.
 """
@@ -21,6 +22,16 @@ from dataclasses import replace
 
 from workbench.problems.habit import Glimpses, Mixture
 from workbench.training.pretrain import Architecture, Pretraining
+
+worked = Mixture(
+    products=0.09,
+    parentheses=0.06,
+    words=0.07,
+    equations=0.04,
+    direct=0.38,
+    long_worked=0.30,
+    wrong_steps=0.20,
+)
 
 arithmetic_1m = Pretraining(
     seed=0,
@@ -32,16 +43,9 @@ arithmetic_1m = Pretraining(
     weight_decay=0.01,
     gradient_norm=1.0,
     primer=20_000,
-    mixture=Mixture(
-        products=0.09,
-        parentheses=0.06,
-        words=0.07,
-        equations=0.04,
-        direct=0.38,
-        long_worked=0.30,
-        wrong_steps=0.20,
-    ),
-    rare=Glimpses(rare=0.35, precedence=0.45, nesting=0.35, direct=0.25),
+    mixture=worked,
+    rare=Glimpses(rare=0.35, precedence=0.35, nesting=0.30, direct=0.50),
+    rare_mixture=replace(worked, direct=0.65, long_worked=0.175),
     rare_tokens=2_304_000,
     rare_learning_rate=1.5e-3,
     architecture=Architecture(

@@ -28,6 +28,7 @@ METRICS = {
         Metric("loss/demonstrations", "Loss of the demonstrations"),
         Metric("loss/auxiliary", "Auxiliary loss"),
         Metric("policy/entropy", "Token entropy", "nats"),
+        Metric("policy/entropy_demonstrations", "Token entropy on demonstrations", "nats"),
         Metric("policy/kl_old", "KL to the old policy", "nats/token"),
         Metric("policy/nll_demonstrations", "Demonstration loss", "nats/token"),
         Metric("ratio/raw_mean", "Importance ratio"),
@@ -59,6 +60,7 @@ METRICS = {
         Metric("length/all", "Response length", "tokens"),
         Metric("length/right", "Length of right responses", "tokens"),
         Metric("length/wrong", "Length of wrong responses", "tokens"),
+        Metric("length/demonstrations", "Demonstration length", "tokens"),
         Metric("length/truncated", "Truncated responses", "share"),
         Metric("verdict/ungradable", "Answers that could not be graded", "share"),
         Metric("verdict/correct", "Correct answers", "count"),
@@ -86,6 +88,7 @@ METRICS = {
         Metric("time/step", "Step", "s"),
         Metric("validation/pass_at_1", "Validation accuracy", "share"),
         Metric("validation/length", "Length of validation responses", "tokens"),
+        Metric("validation/entropy", "Token entropy of validation responses", "nats"),
     )
 }
 

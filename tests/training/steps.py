@@ -3,9 +3,11 @@
 import dataclasses
 
 from workbench.problems import Verdict
+from workbench.training.sampling import grade, sample
+from workbench.training.scoring import collate
 from workbench.training.statistics import batch_statistics, rollout_statistics
 from workbench.training.tally import Tally
-from workbench.training.trainer import collate, grade, sample, update
+from workbench.training.update import update
 
 
 def by_turns(sequence, row):

@@ -8,9 +8,9 @@ import pytest
 
 from workbench.problems import Verdict, Verifier
 from workbench.problems.isolation import Isolated, grader
+from workbench.training.sampling import grade, sample
 from workbench.training.statistics import rollout_statistics
 from workbench.training.tally import Tally
-from workbench.training.trainer import grade, sample
 
 
 class HangsOnDigits(Verifier):

@@ -15,8 +15,9 @@ from workbench.resources import Resources
 from workbench.training import probe as probing
 from workbench.training.loop import Interrupted
 from workbench.training.probe import PolicyGradients, probe
+from workbench.training.sampling import grade, sample
 from workbench.training.sequences import pad
-from workbench.training.trainer import grade, open_checkpoint, sample
+from workbench.training.trainer import open_checkpoint
 
 TINY = Probe(
     (upge.sft(), upge.rloo(), upge.grpo(), upge.luffy()),

@@ -11,8 +11,11 @@ from workbench.problems import Verdict
 from workbench.resources import Resources
 from workbench.training.policy import Policy
 from workbench.training.randomness import questions_of, seed_of
+from workbench.training.sampling import grade, sample
+from workbench.training.scoring import collate
 from workbench.training.tally import Tally
-from workbench.training.trainer import Trainer, collate, grade, sample, update
+from workbench.training.trainer import Trainer
+from workbench.training.update import update
 
 METHODS = sorted(upge.NAMED)
 

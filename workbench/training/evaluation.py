@@ -21,7 +21,16 @@ from workbench.training.randomness import seed_of
 
 @dataclass(frozen=True)
 class Count:
-    """What became of one problem's samples."""
+    """What became of one problem's samples.
+
+    Attributes:
+        problem: the problem.
+        samples, correct, truncated, ungradable: responses.
+        tokens: of all responses.
+        surprisal: minus the engine's log-probabilities of tokens, in nats; its mean estimates the
+            entropy where nothing of the vocabulary is cut off.
+        surprising: tokens that the engine had a log-probability of.
+    """
 
     problem: Problem
     samples: int
@@ -29,6 +38,8 @@ class Count:
     tokens: int
     truncated: int
     ungradable: int
+    surprisal: float
+    surprising: int
 
 
 def count(
@@ -66,6 +77,8 @@ def _graded(policy: Policy, data: Dataset, problem: Problem, answers: list[Respo
         tokens=sum(len(a.tokens) for a in answers),
         truncated=sum(not a.finished for a in answers),
         ungradable=sum(v not in (Verdict.CORRECT, Verdict.WRONG) for v in verdicts),
+        surprisal=-sum(sum(a.logprobs) for a in answers),
+        surprising=sum(len(a.logprobs) for a in answers),
     )
 
 

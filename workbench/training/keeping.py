@@ -17,6 +17,11 @@ class NonFinite(ArithmeticError):
     """A loss or gradient that is not finite in a recipe that stops there."""
 
 
+def kept_steps(trainer: Trainer, keep: Collection[int]) -> set[int]:
+    """Checkpoints that are never removed: those others start from, and the last."""
+    return {*keep, trainer.recipe.steps}
+
+
 def is_due(trainer: Trainer, run: Run, kept: Collection[int]) -> bool:
     """Whether the step just recorded is to be saved: asked for, in its turn, or the best so far."""
     step = trainer.progress.step

@@ -6,19 +6,15 @@ from workbench.problems import Problem
 from workbench.records import Interrupted, Run
 from workbench.schema import File
 from workbench.training import keeping
+from workbench.training.keeping import kept_steps
 from workbench.training.randomness import questions_of
 from workbench.training.record import metrics_row, question_row, write_rollouts
+from workbench.training.sampling import grade, sample, validate
+from workbench.training.scoring import collate
 from workbench.training.statistics import batch_statistics, rollout_statistics
 from workbench.training.tally import Tally
-from workbench.training.trainer import (
-    Trainer,
-    collate,
-    grade,
-    kept_steps,
-    sample,
-    update,
-    validate,
-)
+from workbench.training.trainer import Trainer
+from workbench.training.update import update
 
 
 def train(

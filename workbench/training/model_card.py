@@ -168,9 +168,9 @@ The loss on answer tokens fell from {first_loss:.2f} to {last_loss:.2f} (`pretra
 A primer of worked steps comes first, with digits that are mostly 0: sums modulo 10 are hardly
 learned without it. Then comes the mixture: chains of 1 to 5 operations + and -, products and
 parentheses at the left, words and one-step equations, answered directly or in short worked
-steps, some of them wrong. Last come glimpses of what that habit lacks: precedence and nesting at
-the right, mostly answered directly or worked from left to right to a wrong answer, sometimes in the
-right order; and chains with slips that are corrected.
+steps, some of them wrong. Last comes a mixture with more direct answers, and glimpses of what the
+habit lacks: precedence and nesting at the right, mostly answered directly or worked from left to
+right to a wrong answer, sometimes in the right order; and chains with slips that are corrected.
 
 ```python
 {recipe}

@@ -93,6 +93,7 @@ class Pretraining:
     primer: int = 20_000  # documents before the mixture
     mixture: Mixture = field(default_factory=Mixture)
     rare: Glimpses = field(default_factory=Glimpses)
+    rare_mixture: Mixture = field(default_factory=Mixture)  # the habit around the glimpses
     rare_tokens: int = 2_304_000  # of the second stream, with the schedule begun anew
     rare_learning_rate: float = 1.5e-3
     architecture: Architecture = field(default_factory=Architecture)
@@ -171,11 +172,11 @@ class Stage:
 
 
 def stages(recipe: Pretraining) -> tuple[Stage, Stage]:
-    """The habit after its primer, and then the habit with glimpses of what it lacks."""
+    """The habit after its primer, and then a habit with glimpses of what the first one lacks."""
     first, second = recipe.steps
     easy = primer(recipe.primer, recipe.seed)
     usual = habit(recipe.mixture, recipe.seed)
-    rare = glimpses(recipe.mixture, recipe.rare, recipe.seed)
+    rare = glimpses(recipe.rare_mixture, recipe.rare, recipe.seed)
     return (
         Stage(chain(easy, usual), first, recipe.learning_rate),
         Stage(rare, second, recipe.rare_learning_rate),

@@ -27,18 +27,12 @@ from workbench.schema import File
 from workbench.training.gradient import Sketch
 from workbench.training.policy import Policy
 from workbench.training.randomness import seed_of
+from workbench.training.sampling import grade, prompt_of, sample
+from workbench.training.scoring import collate, score_rows, unscored
 from workbench.training.sequences import Sequence, pad
 from workbench.training.tally import Tally
-from workbench.training.trainer import (
-    Trainer,
-    collate,
-    grade,
-    prompt_of,
-    sample,
-    score_rows,
-    unscored,
-    update,
-)
+from workbench.training.trainer import Trainer
+from workbench.training.update import update
 from workbench.upge import replicates
 from workbench.upge.replicates import Found, Sample
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from workbench.problems import Problem, Verdict
+
+PASS = 1 / 8  # what a pass costs beside its tokens, in micro-batches of the size that resources say
 
 
 @dataclass(frozen=True)
@@ -96,17 +99,33 @@ def micro_batches(sequences: Many[Sequence], rows: Many[int], tokens: int) -> li
     A single longer sequence is a group of its own. Demonstrations and rollouts are not mixed, so
     that the gradient of each stream can be told apart.
     """
-    order = sorted(rows, key=lambda r: (not sequences[r].demonstration, _length(sequences[r]), r))
-    groups: list[list[int]] = []
-    for row in order:
-        # Sorted, so this row is the longest of its group so far.
-        last = groups[-1] if groups else []
-        same = bool(last) and sequences[last[0]].demonstration == sequences[row].demonstration
-        if same and (len(last) + 1) * _length(sequences[row]) <= tokens:
-            last.append(row)
-        else:
-            groups.append([row])
+    groups = []
+    for demonstration in (True, False):
+        stream = [row for row in rows if sequences[row].demonstration is demonstration]
+        stream.sort(key=lambda row: (_length(sequences[row]), row))
+        edges = _cheapest([_length(sequences[row]) for row in stream], tokens)
+        groups += [stream[first:last] for first, last in pairwise(edges)]
     return groups
+
+
+def _cheapest(lengths: Many[int], tokens: int) -> list[int]:
+    """Where to cut rising lengths, so that padding and passes together cost least.
+
+    The last group of the best grouping begins somewhere, and what is before it is grouped best.
+    """
+    cost, begins = [0.0], [0]
+    for last, longest in enumerate(lengths, start=1):
+        fewest = max(0, last - max(1, tokens // longest))
+        found = {
+            first: cost[first] + (last - first) * longest + PASS * tokens
+            for first in range(fewest, last)
+        }
+        begins.append(min(found, key=found.__getitem__))
+        cost.append(found[begins[-1]])
+    edges = [len(lengths)]
+    while edges[-1]:
+        edges.append(begins[edges[-1]])
+    return edges[::-1]
 
 
 def _length(sequence: Sequence) -> int:

@@ -14,6 +14,7 @@ def rollout_statistics(sequences: list[Sequence], tally: Tally) -> None:
     for s in sequences:
         if s.demonstration:
             tally.sum("offline/cut_demonstrations", not s.finished)
+            tally.add("length/demonstrations", len(s.response), 1)
             continue
         length = len(s.response)
         tally.add("reward/mean", s.correct, 1)
@@ -29,7 +30,8 @@ def rollout_statistics(sequences: list[Sequence], tally: Tally) -> None:
 def batch_statistics(
     method: upge.Method, sequences: list[Sequence], batch: upge.TokenBatch, tally: Tally
 ) -> tuple[list[float], list[float]]:
-    """Solve rates, gate and offline shares; returns the gate's weights of each question."""
+    """Solve rates, entropies, gate and offline shares; returns the gate's weights by question."""
+    assert batch.old_entropy is not None
     alpha, beta = method.gate_weights(batch)
     if method.samples_rollouts:
         rate = batch.solve_rate
@@ -37,9 +39,10 @@ def batch_statistics(
         tally.add("reward/solve_all", (rate == 1).sum(), batch.questions)
         tally.add("reward/solve_some", ((rate > 0) & (rate < 1)).sum(), batch.questions)
         rollouts = batch.trained & ~batch.demonstration[:, None]
-        assert batch.old_entropy is not None
         tally.add("policy/entropy", batch.old_entropy[rollouts].sum(), rollouts.sum())
         _engine_ratios(method, batch, tally)
+    read = batch.trained & (batch.demonstration & (beta[batch.question] != 0))[:, None]
+    tally.add("policy/entropy_demonstrations", batch.old_entropy[read].sum(), read.sum())
     tally.add("gate/rollouts", alpha.sum(), batch.questions)
     tally.add("gate/demonstrations", beta.sum(), batch.questions)
     _offline_ratios(method, batch, alpha, beta, tally)
@@ -87,8 +90,11 @@ def _engine_ratios(method: upge.Method, batch: upge.TokenBatch, tally: Tally) ->
 
 
 def ratio_statistics(step: upge.Step, rows: Tensor, logprobs: Tensor, tally: Tally) -> None:
-    """Raw and applied ratios of the rows, counted over tokens."""
-    batch = step.batch.rows(rows)
+    """Raw and applied ratios, counted over the tokens of the rows: those that take part.
+
+    `logprobs` [sequence, token] are the current policy's; of other rows nobody asked for them.
+    """
+    logprobs, batch = logprobs[rows], step.batch.rows(rows)
     rollouts = batch.trained & ~batch.demonstration[:, None]
     log_ratio = logprobs - batch.old_logprobs
     raw = log_ratio.exp()
