@@ -11,6 +11,7 @@ import pytest
 HEAVY = ("torch", "mlflow", "pandas", "numpy", "rich", "transformers", "matplotlib", "analysis")
 START = """
 from workbench import Data, Evaluation, Recipe, Resources, Sampling, Study, grid, upge
+from workbench.problems import *
 base = Recipe("arithmetic-1m", Data("arithmetic"), steps=2)
 """
 
@@ -49,64 +50,158 @@ def mistakes() -> dict[str, tuple[str, str]]:
     """Study files that are wrong, by what is wrong: the file, and what must be said of it."""
     return {
         "unknown component": (
-            'Study("x", [base.using(upge.grop())])', "line 4: .*did you mean grpo"),
+            'Study("x", [base.using(upge.grop())])', "line 5: .*did you mean grpo"),
         "unknown field": (
-            'Study("x", [base.using(upge.sft(), step=3)])', "line 4: .*did you mean steps"),
+            'Study("x", [base.using(upge.sft(), step=3)])', "line 5: .*did you mean steps"),
         "wrong type": (
-            'Study("x", [base.using(upge.sft(), steps="3")])', "line 4: .*without quotes"),
-        "a method's name": ('Study("x", [base.using("grpo")])', "line 4: .*upge.grpo()"),
+            'Study("x", [base.using(upge.sft(), steps="3")])', "line 5: .*without quotes"),
+        "a method's name": ('Study("x", [base.using("grpo")])', "line 5: .*upge.grpo()"),
         "gate outside 0 to 1": (
             'Study("x", [base.using(upge.hpt(gate=upge.Switch(at_most=1.5)))])',
-            "line 4: .*Switch.at_most.* got 1.5"),
+            "line 5: .*Switch.at_most.* got 1.5"),
         "unknown component, once": (
             'Study("x", [base.using(upge.Estimator(upge.RatoClip(0.2)))])',
-            r"line 4: workbench.upge has no 'RatoClip'; did you mean RatioClip\?$"),
+            r"line 5: workbench.upge has no 'RatoClip'; did you mean RatioClip\?$"),
         "unknown argument of a study": (
-            'Study("x", [base], seed=[1])', r"line 4: Study.*'seed'; did you mean seeds\?$"),
+            'Study("x", [base], seed=[1])', r"line 5: Study.*'seed'; did you mean seeds\?$"),
         "unknown argument of resources": (
-            'Study("x", [base], resources=Resources(thread=2))', "line 4: .*did you mean threads"),
+            'Study("x", [base], resources=Resources(thread=2))', "line 5: .*did you mean threads"),
         "unknown argument of a method": (
             'Study("x", [base.using(upge.grpo(clip=0.2))])',
-            r"line 4: grpo\(\) got .* 'clip'; choose one of: mask, "),
+            r"line 5: grpo\(\) got .* 'clip'; choose one of: mask, "),
         "unknown argument on an axis": (
             'Study("x", [base.using(m) for m in grid(upge.hpt, gamma=[0, 1])])',
-            "line 4: hpt.* 'gamma'; choose one of: gate, "),
+            "line 5: hpt.* 'gamma'; choose one of: gate, "),
         "unknown argument of a table": (
             '(analysis := __import__("analysis")).Table("x", Study("x", [base]), valu="tokens")',
-            "line 4: .*did you mean value"),
+            "line 5: .*did you mean value"),
         "unknown field of a start": (
-            'Study("x", [base.start_from(base, stp=2)])', r"line 4: .*did you mean step\?"),
-        "empty grid": ('Study("x", [])', "line 4: .*grid is empty"),
+            'Study("x", [base.start_from(base, stp=2)])', r"line 5: .*did you mean step\?"),
+        "empty grid": ('Study("x", [])', "line 5: .*grid is empty"),
         "duplicate labels": (
-            'Study("x", [("a", base), ("a", base.using(upge.sft()))])', "line 4: .*'a'"),
-        "not a recipe": ('Study("x", [upge.sft()])', r"line 4: .*base.using\(method\)"),
-        "bad name": ('Study("My study", [base])', "line 4: .*my-study"),
+            'Study("x", [("a", base), ("a", base.using(upge.sft()))])', "line 5: .*'a'"),
+        "not a recipe": ('Study("x", [upge.sft()])', r"line 5: .*base.using\(method\)"),
+        "bad name": ('Study("My study", [base])', "line 5: .*my-study"),
         "missing model": (
             'Study("x", [Recipe("arithmetic-2m", Data("arithmetic"))])',
-            "line 4: no model 'arithmetic-2m'.*did you mean arithmetic-1m"),
+            "line 5: no model 'arithmetic-2m'.*did you mean arithmetic-1m"),
         "missing data": (
-            'Study("x", [Recipe("arithmetic-1m", Data("math"))])', "line 4: no data set 'math'"),
+            'Study("x", [Recipe("arithmetic-1m", Data("math"))])', "line 5: no data set 'math'"),
         "unknown suite": (
             'Study("x", [base], evaluation=Evaluation(suites=("chian",)))',
-            "line 4: .*did you mean chain"),
+            "line 5: .*did you mean chain"),
         "no study": ("1", "defines no Study"),
-        "no python": ("Study(", "line 4: "),
-        "an import": ("import nothing_of_this_name", "line 4: No module named"),
+        "no python": ("Study(", "line 5: "),
+        "an import": ("import nothing_of_this_name", "line 5: No module named"),
+        "a step too few": (
+            'Study("x", [base.using(upge.sft(), steps=-1)])',
+            "line 5: Recipe.steps must be at least 1, got -1; the nearest is 1$"),
+        "half a step": (
+            'Study("x", [base.using(upge.sft(), steps=-0.4)])',
+            r"line 5: Recipe.steps takes int, got -0.4 \(float\); the nearest is 1$"),
+        "a word for a number": (
+            'Study("x", [base.using(upge.sft(), steps="many")])',
+            r"line 5: Recipe.steps takes int, got 'many' \(str\); such as 40$"),
+        "no number": (
+            'Study("x", [base], evaluation=Evaluation(temperature=float("nan")))',
+            r"line 5: Evaluation.temperature takes float, got nan \(float\); such as 0.6$"),
+        "an infinite number": (
+            'Study("x", [base], resources=Resources(patience=float("inf")))',
+            r"line 5: Resources.patience takes float, got inf \(float\); such as 1800.0$"),
+        "a number beyond all records": (
+            'Study("x", [base.using(upge.sft(), rollouts=10**30)])',
+            r"line 5: Recipe.rollouts takes int, got 10{30} \(int\); such as 8$"),
+        "a number beyond all floats": (
+            'Study("x", [base.using(upge.grpo(), sampling=Sampling(10**400))])',
+            r"line 5: Sampling.temperature takes float, got 10{400} \(int\); such as 1.0$"),
+        "too much mass": (
+            'Study("x", [base], evaluation=Evaluation(top_p=1.7))',
+            "top_p must be a share above 0 and at most 1, got 1.7; the nearest is 1.0$"),
+        "no mass": (
+            'Study("x", [base], evaluation=Evaluation(top_p=0))',
+            "top_p must be a share above 0 and at most 1, got 0.0; such as 0.95$"),
+        "more samples as a dictionary": (
+            'Study("x", [base], evaluation=Evaluation(more={"chain": 64}))',
+            r"line 5: Evaluation.more takes .* got {'chain': 64} \(dict\); such as \(\)$"),
+        "no more samples": (
+            'Study("x", [base], evaluation=Evaluation(more=(("chain", 0),)))',
+            r"more must be at least 1, got 0 in \(\('chain', 0\),\); the nearest is 1$"),
+        "a suite twice": (
+            'Study("x", [base], evaluation=Evaluation(suites=("chain", "chain")))',
+            r"line 5: Evaluation.suites must be .* twice, .* name each of \['chain'\] once$"),
+        "answers longer than the model": (
+            'Study("x", [base.using(upge.grpo(), sampling=Sampling(max_tokens=500))])',
+            "line 5: Sampling.max_tokens is 500, .* reads 512 tokens, .* 25 .*use at most 487$"),
+        "a device": (
+            'Study("x", [base], resources=Resources(device="gpu"))',
+            r"device must be one of auto, cpu, cuda, got 'gpu'; did you mean cpu\?$"),
+        "the best by a metric that there is none of": (
+            'Study("x", [base], resources=Resources(best_by="validation/pass_at_2"))',
+            r"Resources.best_by must be .*level_<n>.*; did you mean validation/pass_at_1\?$"),
+        "the best by training": (
+            'Study("x", [base], resources=Resources(best_by="reward/mean"))',
+            "line 5: Resources.best_by must be .*'reward/mean'; such as 'validation/pass_at_1'$"),
+        "the best by a level that there is none of": (
+            'Study("x", [base.using(upge.sft())], '
+            'resources=Resources(best_by="validation/level_9"))',
+            r"'validation/level_9', which arm 'sft' .*; did you mean validation/level_5\?$"),
+        "a long model": (
+            'Study("x", [Recipe("x" * 300, Data("arithmetic"))])',
+            "line 5: no model 'x{300}'.*choose one of: arithmetic-1m$"),
+        "a long model of the hub": (
+            'Study("x", [Recipe("a/" + "x" * 300, Data("arithmetic"))])',
+            "line 5: no model 'a/x{300}'.*choose one of: arithmetic-1m$"),
+        "a model by number": (
+            'Study("x", [Recipe(3, Data("arithmetic"))])',
+            r"line 5: Recipe.model takes str, got 3 \(int\); write '3'$"),
+        "a long file": (
+            'Study("x", [Recipe("arithmetic-1m", Corpus("x", Rows("x" * 300), prompt=Text()))])',
+            "line 5: Rows.source 'x{300}' is neither a file.* such as 'openai/gsm8k'$"),
+        "a long name": ('Study("x" * 300, [base])', "Study.name must be .* such as 'x{100}'$"),
+        "a long seed": ('Study("x", [base], seeds=[10**30])', "a seed of .*; the nearest is 9"),
+        "a seed twice": (
+            'Study("x", [base], seeds=[1, 1])', r"a seed twice: \[1, 1\]; write \[1\]$"),
+        "a label by number": (
+            'Study("x", {"a": base, 3: base.using(upge.sft())})',
+            "line 5: an arm's label is a text, got 3; such as '3'$"),
+        "a label that is a list": (
+            'Study("x", [(["a"], base)])',
+            r"line 5: an arm's label is a text, got \['a'\]; such as 'base'$"),
+        "no label": ('Study("x", {"": base})', "line 5: an arm's label is .* ''; such as 'base'$"),
+        "three for an arm": (
+            'Study("x", [("a", base, 1)])', r"line 5: an arm is .*; write \(label, recipe\)$"),
+        "a phase from a method": (
+            'Study("x", [base.start_from(upge.sft())])',
+            r"line 5: Start.recipe takes Recipe, got Method.*; choose one of: Recipe$"),
+        "a phase too late": (
+            'Study("x", [base.start_from(base.using(upge.sft()), step=3)])',
+            "line 5: Start.step must be from 1 to 2, got 3; the nearest is 2$"),
+        "a grid of a name": (
+            'Study("x", grid("Estimator", mask=[1]))',
+            "line 5: grid.* got 'Estimator'; write upge.Estimator$"),
+        "no probe": (
+            'Study("x", [base], probes=[3])', r"line 5: .* got 3; write Probe\(\[method\]\)$"),
+        "one decay": (
+            'Study("x", [base.using(upge.sft(), optimizer='
+            '__import__("workbench").Optimizer(betas=0.9))])',
+            r"line 5: Optimizer.betas takes .* got 0.9 \(float\); such as \(0.9, 0.999\)$"),
+        "an error of the file's own": ("1 / 0", "line 5: ZeroDivisionError: division by zero$"),
+        "a key that is not there": ("{}['x']", "line 5: KeyError: 'x'$"),
         "no gpu": (
             'Study("x", [base], resources=Resources(device="cuda"))',
-            "line 4: .*choose auto or cpu"),
+            "line 5: .*choose auto or cpu"),
         "unhashable value": (
-            'Study("x", [base.using(upge.sft(), sampling=lambda: 1)])', "line 4: .*Sampling"),
+            'Study("x", [base.using(upge.sft(), sampling=lambda: 1)])', "line 5: .*Sampling"),
         "a function in a component": (
             f'Study("x", [base.using({_custom("object", "print")})])',
-            r"line 4: Mine.f is .*no stable form.*numbers, strings, tuples"),
+            r"line 5: Mine.f is .*no stable form.*numbers, strings, tuples"),
         "a list in a component": (
             f'Study("x", [base.using({_custom("list", "[1, 2]")})])',
-            r"line 4: Mine.f is \[1, 2\] \(list\), which can change; write a tuple"),
+            r"line 5: Mine.f is \[1, 2\] \(list\), which can change; write a tuple"),
         "two components of one name": (
             f'Study("x", {{"a": base.using({_custom("object", "1", "json")}), '
             f'"b": base.using({_custom("object", "2", "re")})}})',
-            "line 4: arm 'b': two classes are named Mine, in json and in re.*such as Mine2"),
+            "line 5: arm 'b': two classes are named Mine, in json and in re.*such as Mine2"),
     }  # fmt: skip
 
 
@@ -134,7 +229,7 @@ def test_a_mistake_ends_the_process_with_2(tmp_path: Path) -> None:
     (tmp_path / "study.py").write_text(f'{START}study = Study("x", [])\n')
     done = workbench("run", "study.py", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: study.py, line 4: ")
+    assert done.stderr.startswith("error: study.py, line 5: ")
     done = workbench("plan", "nowhere.py", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: no study file nowhere.py\n"

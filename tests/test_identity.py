@@ -1,10 +1,12 @@
 """Values: one canonical form each, restored from it, and nothing unstable let in."""
 
 import json
-from collections.abc import Callable
-from math import inf, nan
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from itertools import chain
+from math import inf, isfinite, nan
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -30,7 +32,12 @@ from workbench.identity import (
     restore,
     subclasses,
 )
+from workbench.problems.habit import Glimpses, Mixture
 from workbench.recipe import Measurement, Schedule
+from workbench.resources import Resources
+from workbench.rules import Within
+from workbench.study import Search
+from workbench.training.pretrain import Architecture
 
 BASE = Recipe("arithmetic-1m", Data("arithmetic", train=300, seed=2))
 SFT = BASE.using(upge.sft(), steps=20)
@@ -205,6 +212,57 @@ def test_a_study_file_that_is_missing_or_fails_leaves_nothing_behind(tmp_path: P
 def test_nearest_names_the_closest_or_lists_all() -> None:
     assert nearest("setps", ["steps", "start"]) == "did you mean steps?"
     assert nearest("zzz", ["steps", "start"]) == "choose one of: steps, start"
+
+
+def _ranges(kind: Any) -> Iterator[tuple[type, Within]]:
+    """Every range in a type, with the type of its numbers."""
+    if get_origin(kind) is Annotated:
+        number, *rules = get_args(kind)
+        return ((number, rule) for rule in rules if isinstance(rule, Within))
+    return chain.from_iterable(_ranges(inner) for inner in get_args(kind))
+
+
+def test_what_a_range_proposes_is_within_it() -> None:
+    kinds = [*subclasses(Component), Resources, Search, Mixture, Glimpses, Architecture]
+    found = [
+        (*each, field.default)
+        for kind in kinds
+        for field in fields(kind)
+        for each in _ranges(get_type_hints(kind, include_extras=True)[field.name])
+    ]
+    assert len(found) > 70
+    for number, rule, default in found:
+        ends = [rule.at_least - 1, rule.above, rule.at_most + 1, rule.below]
+        for beyond in (number(end) for end in ends if isfinite(end)):
+            assert not rule.admits(beyond), rule
+            proposed = rule.hint(beyond, default).rsplit(maxsplit=1)[1]
+            assert rule.admits(number(proposed)) and str(number(proposed)) == proposed, rule
+
+
+BOUNDS = [
+    (
+        Within(at_least=0, at_most=1, what="a share"),
+        "a share from 0 to 1",
+        1.7,
+        "the nearest is 1.0",
+    ),
+    (Within(above=0, at_most=1), "above 0 and at most 1", 0.0, "such as 1.0"),
+    (Within(above=0, such_as=2), "above 0", -3.0, "such as 2.0"),
+    (Within(at_least=1), "at least 1", 0, "the nearest is 1"),
+    (Within(at_least=0, below=1, such_as=0.5), "at least 0 and below 1", 1.0, "such as 0.5"),
+]
+
+
+@pytest.mark.parametrize(("rule", "text", "value", "hint"), BOUNDS, ids=[b[1] for b in BOUNDS])
+def test_a_range_says_its_bounds_and_the_nearest(
+    rule: Within, text: str, value: float, hint: str
+) -> None:
+    assert (str(rule), rule.admits(value), rule.hint(value, None)) == (text, False, hint)
+
+
+def test_the_default_is_named_where_a_bound_is_itself_not_valid() -> None:
+    assert Within(above=0).hint(0.0, 0.3) == "such as 0.3"
+    assert Within(above=1, such_as=3).hint(0.0, 0.3) == "such as 3.0"
 
 
 def test_subclasses_are_found_at_any_depth() -> None:

@@ -109,8 +109,8 @@ ENGINES = {
         "tensor_parallel": 4,
         "engine_apart": True,
     },
-    "engine_cache must be above 0 GiB, got 0": {"engine_cache": 0},
-    "tensor_parallel must be at least 1": {"tensor_parallel": 0},
+    "engine_cache must be above 0 or None, got 0.0; such as 1.0": {"engine_cache": 0},
+    "tensor_parallel must be at least 1, got 0; the nearest is 1": {"tensor_parallel": 0},
 }
 
 

@@ -113,9 +113,11 @@ def test_the_stream_of_batches_is_the_same_for_the_same_seed() -> None:
 
 
 def test_impossible_recipes_are_refused() -> None:
-    with pytest.raises(ValueError, match="got 10; the smallest is 768"):
+    with pytest.raises(
+        ValueError, match=r"at least rows . row_length = 768, got 10; the nearest is 768"
+    ):
         Pretraining(tokens=10, rows=8, row_length=96)
-    with pytest.raises(ValueError, match="family is 'lama'"):
+    with pytest.raises(ValueError, match=r"one of qwen2, llama, got 'lama'; did you mean llama\?"):
         Architecture(family="lama")
     with pytest.raises(ValueError, match="got 30; the nearest is 32"):
         Architecture(width=30, heads=4)

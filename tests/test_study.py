@@ -124,7 +124,7 @@ REFUSED: list[tuple[str, Callable[[], object], type[Exception], str]] = [
         "more updates than questions",
         lambda: BASE.using(None, questions=4, updates_per_batch=5),
         ValueError,
-        "only 4 questions",
+        "of whole questions, from 1 to 4, got 5; the nearest is 4",
     ),
     (
         "too few questions",
@@ -132,18 +132,38 @@ REFUSED: list[tuple[str, Callable[[], object], type[Exception], str]] = [
         ValueError,
         "use at most questions=3",
     ),
-    ("no training data", lambda: Data("arithmetic", train=0), ValueError, "at least 1, or None"),
+    (
+        "no training data",
+        lambda: Data("arithmetic", train=0),
+        ValueError,
+        "at least 1 or None, got 0; the nearest is 1",
+    ),
     ("an engine", lambda: Sampling(engine="vlm"), ValueError, "'vlm'; did you mean vllm"),
     ("a nucleus", lambda: Sampling(1.0, 0.9, engine="vllm"), ValueError, "nucleus alone"),
     ("no heat", lambda: Sampling(temperature=0), ValueError, "temperature must be above 0"),
     ("no mass", lambda: Sampling(top_p=0), ValueError, "top_p must be"),
-    ("a decay", lambda: Optimizer(betas=(0.9, 1.0)), ValueError, "two decays in [0, 1)"),
+    (
+        "a decay",
+        lambda: Optimizer(betas=(0.9, 1.0)),
+        ValueError,
+        "a decay at least 0 and below 1, got 1.0 in (0.9, 1.0); such as 0.9",
+    ),
     ("one decay", lambda: Optimizer(betas=(0.9,)), TypeError, "Optimizer.betas takes"),  # type: ignore[arg-type]
     ("no norm", lambda: Optimizer(max_norm=0), ValueError, "max_norm must be above 0"),
     ("never validated", lambda: Validation(every=0), ValueError, "every must be at least 1"),
     ("no sample", lambda: Evaluation(samples=0), ValueError, "samples must be at least 1"),
-    ("start at 0", lambda: GRPO.start_from(SFT, step=0), ValueError, "must be 1 to 40, got 0"),
-    ("start too late", lambda: GRPO.start_from(SFT, step=41), ValueError, "1 to 40, got 41"),
+    (
+        "start at 0",
+        lambda: GRPO.start_from(SFT, step=0),
+        ValueError,
+        "must be from 1 to 40, got 0; the nearest is 1",
+    ),
+    (
+        "start too late",
+        lambda: GRPO.start_from(SFT, step=41),
+        ValueError,
+        "from 1 to 40, got 41; the nearest is 40",
+    ),
     (
         "a number as a string",
         lambda: Resources(threads="2"),  # type: ignore[arg-type]

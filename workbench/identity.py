@@ -6,7 +6,6 @@ component; hardware, paths and trackers are not, by type.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -19,30 +18,25 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import Annotated, Any, ClassVar, Self, TypeVar, dataclass_transform
+
+from workbench.rules import Rule, Within, nearest
 
 Canonical = None | bool | int | float | str | list[Any] | dict[str, Any]
 C = TypeVar("C", bound="Component")
-
-
-def nearest(value: object, choices: Iterable[object]) -> str:
-    """A hint that names the closest of the valid choices, or lists them all."""
-    names = [str(choice) for choice in choices]
-    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"choose one of: {', '.join(names)}"
 
 
 @dataclass_transform(frozen_default=True)
 class Component:
     """A value: compares, hashes, enumerates and prints as the Python that makes it.
 
-    A subclass only declares typed fields and, where a rule goes beyond the types, `check`; it
-    becomes a frozen dataclass by itself. `version` is part of the identity: raise it when a change
-    of the code changes what the same fields compute.
+    A subclass only declares typed fields, with their bounds in the types (`workbench.rules`), and
+    `check` where a rule is of several fields; it becomes a frozen dataclass by itself. `version` is
+    part of the identity: raise it when a change of the code changes what the same fields compute.
 
     Raises:
         TypeError: an unknown field, one of the wrong type, or one whose value has no stable form.
-        ValueError: a field outside its rule (raised by `check`).
+        ValueError: a field outside its rule, with the nearest value inside.
     """
 
     version: ClassVar[int] = 1
@@ -81,13 +75,6 @@ class Component:
     __repr__ = __str__
 
 
-def require(holds: bool, owner: Component, field: str, rule: str) -> None:
-    """Raises ValueError naming the field, its rule and its value, unless the rule holds."""
-    if not holds:
-        value = getattr(owner, field)
-        raise ValueError(f"{type(owner).__name__}.{field} must be {rule}, got {value!r}")
-
-
 def field_names(value: Component | type[Component]) -> tuple[str, ...]:
     """The names of a component's fields, in order."""
     return _field_names(value if isinstance(value, type) else type(value))
@@ -118,29 +105,42 @@ def _python(value: Any) -> str:
 _MISFIT = object()
 
 
+class _Broken(Exception):
+    """A value, or an item of it, breaks a rule of its type."""
+
+    def __init__(self, rule: Rule, value: Any) -> None:
+        self.rule, self.value = rule, value
+
+
 def conform(owner: Any) -> None:
     """Brings each field of a frozen dataclass into its type's one form.
 
     Raises:
         TypeError: a field of the wrong type, with its value, the type and what would be right.
+        ValueError: one that breaks a rule of its type, with its value, the rule and the nearest.
     """
-    hints = _field_types(type(owner))
+    kinds = _field_types(type(owner))
     for field in dataclasses.fields(owner):
-        value = _conform(getattr(owner, field.name), hints[field.name])
+        try:
+            value = _conform(getattr(owner, field.name), kinds[field.name])
+        except _Broken as broken:
+            raise ValueError(_breach(owner, field, broken)) from None
         if value is _MISFIT:
-            raise TypeError(_misfit(owner, field.name, hints[field.name]))
+            raise TypeError(_misfit(owner, field, kinds[field.name]))
         object.__setattr__(owner, field.name, value)
 
 
 def _field_types(cls: type) -> dict[str, Any]:
     if "_types" not in cls.__dict__:
-        cls._types = typing.get_type_hints(cls)  # type: ignore[attr-defined]
+        cls._types = typing.get_type_hints(cls, include_extras=True)  # type: ignore[attr-defined]
     return cls._types  # type: ignore[attr-defined]
 
 
 def _conform(value: Any, expected: Any) -> Any:
     """The value in its field's one form (1 becomes 1.0, a list a tuple), or _MISFIT."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin is Annotated:
+        return _conform_to_rules(value, *arguments)
     if origin in (typing.Union, types.UnionType):
         fits = (_conform(value, choice) for choice in arguments)
         return next((fit for fit in fits if fit is not _MISFIT), _MISFIT)
@@ -150,13 +150,22 @@ def _conform(value: Any, expected: Any) -> Any:
         return None if value is None else _MISFIT
     if expected is float:
         real = isinstance(value, int | float) and not isinstance(value, bool)
-        return _number(float(value)) if real else _MISFIT
+        return _number(value) if real else _MISFIT
     if expected is int:
-        return value if isinstance(value, int) and not isinstance(value, bool) else _MISFIT
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return value if whole and abs(value) < 2**63 else _MISFIT  # what records can hold
     if origin is tuple:
         return _conform_tuple(value, arguments)
     kind = origin or expected
     return value if isinstance(kind, type) and isinstance(value, kind) else _MISFIT
+
+
+def _conform_to_rules(value: Any, expected: Any, *rules: Rule) -> Any:
+    fit = _conform(value, expected)
+    for rule in rules:
+        if fit is not _MISFIT and not rule.admits(fit):
+            raise _Broken(rule, fit)
+    return fit
 
 
 def _conform_tuple(value: Any, arguments: tuple[Any, ...]) -> Any:
@@ -172,27 +181,80 @@ def _conform_tuple(value: Any, arguments: tuple[Any, ...]) -> Any:
 
 def _number(value: float) -> Any:
     """One form per number: -0.0 is 0.0; NaN and infinities have no JSON form and are refused."""
-    return value + 0.0 if math.isfinite(value) else _MISFIT
+    try:
+        real = float(value)
+    except OverflowError:  # an integer beyond all floats
+        return _MISFIT
+    return real + 0.0 if math.isfinite(real) else _MISFIT
 
 
-def _misfit(owner: Any, name: str, expected: Any) -> str:
-    value = getattr(owner, name)
+def _breach(owner: Any, field: Any, broken: _Broken) -> str:
+    given, optional = getattr(owner, field.name), type(None) in _alternatives(_plain(owner, field))
+    rule = f"{broken.rule} or None" if optional else str(broken.rule)
+    where = f" in {given!r}" if isinstance(given, list | tuple | range) else ""
+    hint = broken.rule.hint(broken.value, field.default)
+    name = f"{type(owner).__name__}.{field.name}"
+    return f"{name} must be {rule}, got {broken.value!r}{where}; {hint}"
+
+
+def _plain(owner: Any, field: Any) -> Any:
+    """A field's type without rules."""
+    return typing.get_type_hints(type(owner))[field.name]
+
+
+def _misfit(owner: Any, field: Any, kind: Any) -> str:
+    value, expected = getattr(owner, field.name), _plain(owner, field)
     plain = isinstance(expected, type) and not typing.get_args(expected)
     wanted = expected.__name__ if plain else re.sub(r"\b(\w+\.)+", "", str(expected))
-    message = f"{type(owner).__name__}.{name} takes {wanted}, got {value!r}"
+    message = f"{type(owner).__name__}.{field.name} takes {wanted}, got {value!r}"
     if isinstance(value, type) and issubclass(value, Component):
         return f"{message}; write {value.__name__}(...) to make a value of it"
     accepted = _alternatives(expected)
-    if isinstance(value, str) and {int, float} & {*accepted}:
+    if isinstance(value, str) and {int, float} & {*accepted} and _is_number(value):
         return f"{message} (a string); write the number without quotes"
     message = f"{message} ({type(value).__name__})"
     choices = [name for kind in accepted if isinstance(kind, type) for name in _choices(kind)]
     if choices:
         given = value if isinstance(value, str) else type(value).__name__
         return f"{message}; {nearest(given, choices)}"
-    if any(typing.get_origin(kind) in (tuple, Iterable, Sequence) for kind in accepted):
+    if any(_is_item(value, each) for each in accepted):
         return f"{message}; write several in a list, such as [{value!r}]"
-    return message
+    if int in accepted and isinstance(value, float) and math.isfinite(value):
+        return f"{message}; {_whole(value, kind)}"
+    if expected is str and isinstance(value, int | float):
+        return f"{message}; write {str(value)!r}"
+    return message + _example(field, kind)
+
+
+def _is_item(value: Any, kind: Any) -> bool:
+    """Whether the type is of many such values."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    many = origin in (Iterable, Sequence) or (origin is tuple and arguments[1:] == (Ellipsis,))
+    return many and _conform(value, arguments[0]) is not _MISFIT
+
+
+def _whole(value: float, kind: Any) -> str:
+    """The nearest whole number that a type takes."""
+    try:
+        return f"the nearest is {_conform(round(value), kind)}"
+    except _Broken as broken:
+        return broken.rule.hint(round(value), None)
+
+
+def _example(field: Any, kind: Any) -> str:
+    """A value that a field takes: its default, or a sensible number within its bounds."""
+    rules = typing.get_args(kind)[1:]
+    examples = [_conform(each.such_as, kind) for each in rules if isinstance(each, Within)]
+    if field.default is not dataclasses.MISSING:
+        examples.insert(0, field.default)
+    return f"; such as {examples[0]!r}" if examples else ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _alternatives(expected: Any) -> tuple[Any, ...]:

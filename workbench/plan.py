@@ -8,14 +8,17 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from workbench import models, provenance
-from workbench.identity import fingerprint, imports, join, replace
+from workbench.identity import fingerprint, imports, join, nearest, replace
 from workbench.problems import Chat, Corpus, Dataset, loaders
 from workbench.recipe import (
+    ACCURACY,
+    Data,
     Evaluation,
     Measurement,
     Probe,
@@ -24,7 +27,7 @@ from workbench.recipe import (
     check_vllm_temperature,
 )
 from workbench.records import Run, cells_root, folder_of, read_json, run_in, run_of
-from workbench.schema import File
+from workbench.schema import VALIDATION_LEVEL, File
 from workbench.study import Cell, Study, describe
 
 
@@ -210,19 +213,18 @@ def _sources_first(jobs: list[Job]) -> list[Job]:
 
 def validate(study: Study) -> None:
     """Raises ValueError on what can be known to be wrong before anything is trained."""
-    checked: set[str] = set()
     homes: dict[str, str] = {}
     for label, recipe in study.recipes.items():
         _check_identity(label, recipe, homes)
         for each in _with_sources(recipe):
-            _check_model(each.model, "Sampling.max_tokens", each.sampling.max_tokens, checked)
             _check_engine(each, study.evaluation)
             _check_prompt(each)
             _check_data(label, each)
+            _check_length(each, "Sampling.max_tokens", each.sampling.max_tokens)
+            _check_best(label, each, study.resources.best_by)
         measured = measurements(study, recipe)
         if study.evaluation.max_tokens is not None:
-            tokens = study.evaluation.max_tokens
-            _check_model(recipe.model, "Evaluation.max_tokens", tokens, checked)
+            _check_length(recipe, "Evaluation.max_tokens", study.evaluation.max_tokens)
         _check_problems(label, recipe, measured)
         for probe in study.probes:
             _check_probe(label, recipe, probe)
@@ -249,18 +251,50 @@ def _with_sources(recipe: Recipe) -> Iterator[Recipe]:
         yield from _with_sources(recipe.start.recipe)
 
 
-def _check_model(model: str, field: str, tokens: int, checked: set[str]) -> None:
-    key = f"{model} {field} {tokens}"
-    if key in checked:
-        return
-    checked.add(key)
-    config = Path(models.locate(model)) / "config.json"
-    limit = read_json(config).get("max_position_embeddings") if config.is_file() else None
-    if limit is not None and tokens >= limit:
+def _check_length(recipe: Recipe, field: str, tokens: int) -> None:
+    """Refuses responses for which the model has no positions left after the longest prompt."""
+    limit, prompt = _positions(recipe.model, recipe.data)
+    if limit is not None and prompt + tokens > limit:
+        room = limit - prompt
+        hint = f"use at most {room}" if room > 0 else "use a model that reads more"
         raise ValueError(
-            f"{field} is {tokens}, but model {model!r} reads {limit} tokens, prompt and response "
-            f"together; use at most {limit - 1}"
+            f"{field} is {tokens}, but model {recipe.model!r} reads {limit} tokens, and the "
+            f"longest prompt of {recipe.data.name!r} has {prompt} of them; {hint}"
         )
+
+
+@lru_cache(maxsize=64)
+def _positions(model: str, data: Data | Corpus) -> tuple[int | None, int]:
+    """Tokens that the model reads, None if only the hub can say, and those of the longest prompt.
+
+    A chat's are not counted, as its template needs all of transformers: at least 1 is left for it.
+    """
+    limit, loaded = models.positions(model), loaders.load(data)
+    if limit is None or isinstance(loaded.prompt, Chat):
+        return limit, 1
+    allowed = data.longest if isinstance(data, Corpus) else None
+    lengths = [1]
+    for part, problems in loaded.parts.items():
+        found = models.lengths(model, [loaded.prompt(each.question) for each in problems])
+        dropped = part in ("train", "validation") and allowed is not None  # where they are longer
+        lengths += [n for n in found if not dropped or n <= allowed]
+    return limit, max(lengths)
+
+
+def _check_best(label: str, recipe: Recipe, key: str) -> None:
+    """Refuses to choose checkpoints by the accuracy on a level that validation does not have."""
+    known = _accuracies(recipe.data, recipe.validation.problems)
+    if recipe.method is not None and key not in known:
+        raise ValueError(
+            f"Resources.best_by is {key!r}, which arm {label!r} does not measure; "
+            f"{nearest(key, known)}"
+        )
+
+
+@lru_cache(maxsize=64)
+def _accuracies(data: Data | Corpus, problems: int | None) -> tuple[str, ...]:
+    levels = {each.level for each in loaders.load(data).validation[:problems] if each.level}
+    return (ACCURACY.known[0], *(VALIDATION_LEVEL.format(level=n) for n in sorted(levels)))
 
 
 def _check_engine(recipe: Recipe, evaluation: Evaluation) -> None:
@@ -332,7 +366,8 @@ def _check_probe(label: str, recipe: Recipe, probe: Probe) -> None:
     if probe.distance > recipe.questions:
         raise ValueError(
             f"a probe has distance {probe.distance}, but a batch of arm {label!r} has "
-            f"{recipe.questions} questions and every optimizer step needs one"
+            f"{recipe.questions} questions and every optimizer step needs one; use at most "
+            f"{recipe.questions}"
         )
     data = loaders.load(recipe.data)
     if probe.questions > len(data.train):

@@ -5,10 +5,24 @@ an `Evaluation`, with an identity of its own, so that asking for more samples tr
 """
 
 from math import cos, pi
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from workbench.identity import Component, nearest, replace, require
+from workbench.identity import Component, replace
 from workbench.problems.corpus import Corpus
+from workbench.rules import (
+    Amount,
+    Count,
+    OneOf,
+    Portion,
+    Positive,
+    Share,
+    Spelled,
+    Whole,
+    Within,
+    hold,
+    nearest,
+    require,
+)
 
 
 class Objective(Component):
@@ -58,11 +72,8 @@ class Data(Component):
     """
 
     name: str
-    train: int | None = None
+    train: Count | None = None
     seed: int = 0
-
-    def check(self) -> None:
-        require(self.train is None or self.train >= 1, self, "train", "at least 1, or None for all")
 
 
 class Sampling(Component):
@@ -75,17 +86,12 @@ class Sampling(Component):
         engine: the rollout engine, `transformers` or `vllm`; a choice of numbers as well as speed.
     """
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 128
-    engine: str = "transformers"
+    temperature: Positive = 1.0
+    top_p: Portion = 1.0
+    max_tokens: Count = 128
+    engine: Annotated[str, OneOf(("transformers", "vllm"))] = "transformers"
 
     def check(self) -> None:
-        require(self.temperature > 0, self, "temperature", "above 0")
-        require(0 < self.top_p <= 1, self, "top_p", "a probability mass, above 0 and at most 1")
-        require(self.max_tokens >= 1, self, "max_tokens", "at least 1")
-        if self.engine not in ENGINES:
-            raise ValueError(f"Sampling.engine is {self.engine!r}; {nearest(self.engine, ENGINES)}")
         if self.engine == "vllm" and self.top_p < 1:
             raise ValueError(
                 f"Sampling.top_p is {self.top_p}, but with engine='vllm' rollouts are trained on "
@@ -94,7 +100,6 @@ class Sampling(Component):
             )
 
 
-ENGINES = ("transformers", "vllm")
 LEAST_TEMPERATURE = 0.01  # what vLLM silently raises lower ones to
 GREEDY_BELOW = 1e-5  # where it takes the most probable token instead
 
@@ -126,18 +131,17 @@ class Constant(Schedule):
 class WarmupCosine(Schedule):
     """Rises linearly over `warmup` steps, then falls along a half cosine to `floor`."""
 
-    warmup: int = 10
-    floor: float = 0.0
-
-    def check(self) -> None:
-        require(self.warmup >= 0, self, "warmup", "at least 0 steps")
-        require(0 <= self.floor <= 1, self, "floor", "a share of the learning rate, 0 to 1")
+    warmup: Whole = 10
+    floor: Share = 0.0
 
     def __call__(self, step: int, steps: int) -> float:
         if step < self.warmup:
             return (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, steps - self.warmup)
         return self.floor + (1 - self.floor) * 0.5 * (1 + cos(pi * min(1.0, progress)))
+
+
+_Decay = Annotated[float, Within(at_least=0, below=1, what="a decay", such_as=0.9)]
 
 
 class Optimizer(Component):
@@ -158,27 +162,14 @@ class Optimizer(Component):
             ends the run.
     """
 
-    learning_rate: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    epsilon: float = 1e-8
+    learning_rate: Amount = 3e-4
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
+    weight_decay: Amount = 0.0
+    epsilon: Amount = 1e-8
     schedule: Schedule = Constant()
-    max_norm: float = 1.0
-    skip_above: float | None = None
-    nonfinite: str = "skip"
-
-    def check(self) -> None:
-        require(self.learning_rate >= 0, self, "learning_rate", "at least 0")
-        require(all(0 <= b < 1 for b in self.betas), self, "betas", "two decays in [0, 1)")
-        require(self.weight_decay >= 0, self, "weight_decay", "at least 0")
-        require(self.max_norm > 0, self, "max_norm", "above 0")
-        require(self.skip_above is None or self.skip_above > 0, self, "skip_above", "above 0")
-        if self.nonfinite not in NONFINITE:
-            hint = nearest(self.nonfinite, NONFINITE)
-            raise ValueError(f"Optimizer.nonfinite is {self.nonfinite!r}; {hint}")
-
-
-NONFINITE = ("skip", "rollback", "stop")
+    max_norm: Positive = 1.0
+    skip_above: Annotated[float, Within(above=0, such_as=80)] | None = None
+    nonfinite: Annotated[str, OneOf(("skip", "rollback", "stop"))] = "skip"
 
 
 class Validation(Component):
@@ -190,22 +181,17 @@ class Validation(Component):
         problems: how many validation problems; None takes all there are.
     """
 
-    every: int = 10
-    samples: int = 4
-    problems: int | None = None
-
-    def check(self) -> None:
-        require(self.every >= 1, self, "every", "at least 1 step")
-        require(self.samples >= 1, self, "samples", "at least 1")
-        require(
-            self.problems is None or self.problems >= 1, self, "problems", "at least 1, or None"
-        )
+    every: Count = 10
+    samples: Count = 4
+    problems: Count | None = None
 
 
-DTYPES = ("float32", "bfloat16")
-_COUNTS = (
-    "steps", "questions", "rollouts", "updates_per_batch", "epochs_per_batch", "gradient_blocks",
-)  # fmt: skip
+# What validation measures and more of is better, for those who choose by it.
+ACCURACY = Spelled(
+    r"validation/(pass_at_1|level_[1-9]\d*)",
+    "validation/pass_at_1 or a level's, validation/level_<n>",
+    ("validation/pass_at_1", *(f"validation/level_{level}" for level in range(1, 6))),
+)
 
 
 class Recipe(Component):
@@ -231,28 +217,22 @@ class Recipe(Component):
     model: str
     data: Data | Corpus
     method: Objective | None = None
-    steps: int = 40
-    questions: int = 16
-    rollouts: int = 8
-    updates_per_batch: int = 1
-    epochs_per_batch: int = 1
+    steps: Count = 40
+    questions: Count = 16
+    rollouts: Count = 8
+    updates_per_batch: Count = 1
+    epochs_per_batch: Count = 1
     sampling: Sampling = Sampling()
     optimizer: Optimizer = Optimizer()
     validation: Validation = Validation()
-    dtype: str = "float32"
-    gradient_blocks: int = 8
+    dtype: Annotated[str, OneOf(("float32", "bfloat16"))] = "float32"
+    gradient_blocks: Count = 8
     start: "Start | None" = None
 
     def check(self) -> None:
-        for field in _COUNTS:
-            require(getattr(self, field) >= 1, self, field, "at least 1")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"Recipe.dtype is {self.dtype!r}; {nearest(self.dtype, DTYPES)}")
-        if self.updates_per_batch > self.questions:
-            raise ValueError(
-                f"Recipe.updates_per_batch is {self.updates_per_batch}, but a batch has only "
-                f"{self.questions} questions and a mini-batch holds whole questions"
-            )
+        batches = "a number of mini-batches of whole questions,"
+        rule = Within(at_least=1, at_most=self.questions, what=batches)
+        hold(self, "updates_per_batch", rule)
         if self.data.train is not None and self.data.train < self.questions:
             raise ValueError(
                 f"Data.train is {self.data.train}, fewer than the {self.questions} questions of a "
@@ -274,7 +254,8 @@ class Recipe(Component):
 
     def start_from(self, recipe: "Recipe", step: int | None = None) -> Self:
         """This recipe, begun at another recipe's checkpoint (its last, or after `step` steps)."""
-        return replace(self, start=Start(recipe, recipe.steps if step is None else step))
+        last = recipe.steps if isinstance(recipe, Recipe) else 1  # Start refuses what is none
+        return replace(self, start=Start(recipe, last if step is None else step))
 
 
 class Start(Component):
@@ -289,7 +270,7 @@ class Start(Component):
                 "Start.recipe has no method, so it trains nothing to start from; leave the start "
                 "out to begin with its model, or give it one: base.using(upge.sft())"
             )
-        require(1 <= self.step <= self.recipe.steps, self, "step", f"1 to {self.recipe.steps}")
+        hold(self, "step", Within(at_least=1, at_most=self.recipe.steps))
 
 
 class Evaluation(Component):
@@ -306,25 +287,20 @@ class Evaluation(Component):
         seed: of the sampling.
     """
 
-    samples: int = 16
-    more: tuple[tuple[str, int], ...] = ()
-    temperature: float = 0.6
-    top_p: float = 0.95
-    max_tokens: int | None = None
+    samples: Count = 16
+    more: tuple[tuple[str, Count], ...] = ()
+    temperature: Positive = 0.6
+    top_p: Portion = 0.95
+    max_tokens: Count | None = None
     suites: tuple[str, ...] = ()
-    problems: int | None = None
+    problems: Count | None = None
     seed: int = 0
 
     def check(self) -> None:
-        require(
-            self.problems is None or self.problems >= 1, self, "problems", "at least 1, or None"
-        )
-        require(self.samples >= 1, self, "samples", "at least 1")
-        require(all(n >= 1 for _, n in self.more), self, "more", "pairs of a suite and 1 or more")
-        longest = self.max_tokens
-        require(longest is None or longest >= 1, self, "max_tokens", "at least 1, or None")
-        require(self.temperature > 0, self, "temperature", "above 0")
-        require(0 < self.top_p <= 1, self, "top_p", "a probability mass, above 0 and at most 1")
+        for field, suites in (("suites", self.suites), ("more", [suite for suite, _ in self.more])):
+            once = list(dict.fromkeys(suites))
+            hint = f"name each of {once} once"
+            require(len(once) == len(suites), self, field, "without a suite named twice", hint)
 
     def samples_for(self, suite: str) -> int:
         """Answers a problem on this suite."""
@@ -366,6 +342,9 @@ class Measurement(Component):
     problems: int | None = None
 
 
+_SolveRate = Annotated[float, Within(at_least=0, below=1, what="a solve rate", such_as=0.75)]
+
+
 class Probe(Component):
     """A measurement of the gradient at one checkpoint: bias and variance of each of some methods.
 
@@ -389,30 +368,24 @@ class Probe(Component):
     """
 
     methods: tuple[Objective, ...]
-    step: int = 0
-    distance: int = 0
+    step: Whole = 0
+    distance: Whole = 0
     along: Objective | None = None
-    questions: int = 48
-    replicates: int = 12
-    rollouts: int = 8
-    mu: tuple[float, ...] = (0.0,)
-    bands: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
-    difficulty_samples: int = 32
-    sketch: int | None = 16_384
+    questions: Annotated[int, Within(at_least=2)] = 48
+    replicates: Annotated[int, Within(at_least=3)] = 12
+    rollouts: Annotated[int, Within(at_least=2)] = 8  # the truth is leave-one-out
+    mu: tuple[Amount, ...] = (0.0,)
+    bands: tuple[_SolveRate, ...] = (0.0, 0.25, 0.5, 0.75)
+    difficulty_samples: Count = 32
+    sketch: Annotated[int, Within(at_least=64)] | None = 16_384
     seed: int = 0
 
     def check(self) -> None:
-        require(len(self.methods) > 0, self, "methods", "one method or more")
-        require(self.step >= 0, self, "step", "0 or more")
-        require(self.distance >= 0, self, "distance", "0 or more optimizer steps")
-        require(self.questions >= 2, self, "questions", "at least 2")
-        require(self.replicates >= 3, self, "replicates", "at least 3")
-        require(self.rollouts >= 2, self, "rollouts", "at least 2, as the truth is leave-one-out")
-        require(len(self.mu) > 0 and min(self.mu) >= 0, self, "mu", "weights of 0 or more")
-        inside = all(0 <= b < 1 for b in self.bands) and list(self.bands) == sorted(set(self.bands))
-        require(inside, self, "bands", "rising solve rates, from 0 to below 1")
-        require(self.difficulty_samples >= 1, self, "difficulty_samples", "at least 1")
-        require(self.sketch is None or self.sketch >= 64, self, "sketch", "at least 64, or None")
+        some = len(self.methods) > 0
+        require(some, self, "methods", "one method or more", "such as [upge.grpo()]")
+        require(len(self.mu) > 0, self, "mu", "one weight or more", "such as [0.0]")
+        rising = sorted(set(self.bands))
+        require(list(self.bands) == rising, self, "bands", "rising", f"write {rising}")
         full = tuple(method.as_method() for method in self.methods)
         object.__setattr__(self, "methods", full)
         for method in (*full, *(() if self.along is None else (self.along,))):

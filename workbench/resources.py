@@ -1,14 +1,13 @@
 """Where a run happens: what may never change its result beyond rounding, so it is never hashed."""
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 from workbench.identity import conform
+from workbench.recipe import ACCURACY
+from workbench.rules import Count, OneOf, Positive, Whole
 
 LEAST_TOKENS = 256  # a micro-batch below which memory is not what a smaller one would save
-COUNTS = (
-    "gpus", "threads", "tokens", "sequences", "tensor_parallel", "checkpoint_every", "keep_last",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,45 +36,28 @@ class Resources:
             memory. One that was preempted is always tried again, one with an error in it never.
     """
 
-    device: str = "auto"
-    gpus: int = 1
-    threads: int = 1
-    tokens: int | None = None
-    sequences: int = 512
-    tensor_parallel: int = 1
+    device: Annotated[str, OneOf(("auto", "cpu", "cuda"))] = "auto"
+    gpus: Count = 1
+    threads: Count = 1
+    tokens: Count | None = None
+    sequences: Count = 512
+    tensor_parallel: Count = 1
     engine_apart: bool = False
-    engine_cache: float | None = None
-    checkpoint_every: int = 10
-    keep_last: int = 2
-    best_by: str = "validation/pass_at_1"
-    patience: float = 1800.0
-    retries: int = 2
+    engine_cache: Positive | None = None
+    checkpoint_every: Count = 10
+    keep_last: Count = 2
+    best_by: Annotated[str, ACCURACY] = "validation/pass_at_1"
+    patience: Positive = 1800.0
+    retries: Whole = 2
 
     def __post_init__(self) -> None:
         conform(self)
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"Resources.device is {self.device!r}; choose auto, cpu or cuda")
-        for field in COUNTS:
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"Resources.{field} must be at least 1, got {value}")
-        if self.engine_cache is not None and self.engine_cache <= 0:
-            raise ValueError(f"Resources.engine_cache must be above 0 GiB, got {self.engine_cache}")
         needed = self.tensor_parallel + self.engine_apart
         if self.device != "cpu" and needed > self.gpus:
             raise ValueError(
                 f"Resources.gpus is {self.gpus}, but a vLLM engine on {self.tensor_parallel}"
                 f"{' apart from the trainer' if self.engine_apart else ''} needs {needed}; "
                 f"use gpus={needed}"
-            )
-        if self.patience <= 0:
-            raise ValueError(f"Resources.patience must be above 0 seconds, got {self.patience}")
-        if self.retries < 0:
-            raise ValueError(f"Resources.retries must be at least 0, got {self.retries}")
-        if not self.best_by.startswith("validation/"):
-            raise ValueError(
-                f"Resources.best_by is {self.best_by!r}; choose a validation metric, "
-                "validation/pass_at_1 or validation/level_3"
             )
 
     def micro_batch(self, on_gpu: bool) -> int:

@@ -1,7 +1,10 @@
 """How a search draws its trials and which it stops early, as values; Optuna carries them out."""
 
+from typing import Annotated
+
 from workbench.identity import Component
-from workbench.recipe import require
+from workbench.recipe import ACCURACY
+from workbench.rules import Count, Spelled, Whole, Within
 
 
 class Sampler(Component):
@@ -12,16 +15,13 @@ class Sampler(Component):
             interrupted goes on with the draws of one that was not.
     """
 
-    seed: int = 0
+    seed: Whole = 0
 
 
 class Tpe(Sampler):
     """Tree-structured Parzen estimators (`TPESampler`), after `startup` random trials."""
 
-    startup: int = 10
-
-    def check(self) -> None:
-        require(self.startup >= 1, self, "startup", "at least 1 trial")
+    startup: Count = 10
 
 
 class FullGrid(Sampler):
@@ -43,12 +43,13 @@ class Wilcoxon(Component):
         startup: seeds before the first look.
     """
 
-    p: float = 0.1
-    startup: int = 2
+    p: Annotated[float, Within(above=0, below=1, what="a probability")] = 0.1
+    startup: Count = 2
 
-    def check(self) -> None:
-        require(0 < self.p < 1, self, "p", "a probability above 0 and below 1")
-        require(self.startup >= 1, self, "startup", "at least 1 seed")
+
+_BETTER = Spelled(
+    f"reward/mean|{ACCURACY.pattern}", f"reward/mean, {ACCURACY}", ("reward/mean", *ACCURACY.known)
+)
 
 
 class WithinRun(Component):
@@ -58,11 +59,7 @@ class WithinRun(Component):
         metric: `validation/pass_at_1`, `validation/level_<n>` or `reward/mean`.
     """
 
-    metric: str = "validation/pass_at_1"
-
-    def check(self) -> None:
-        known = self.metric == "reward/mean" or self.metric.startswith("validation/")
-        require(known, self, "metric", "validation/... or reward/mean, higher the better")
+    metric: Annotated[str, _BETTER] = "validation/pass_at_1"
 
 
 class Median(WithinRun):
@@ -73,13 +70,8 @@ class Median(WithinRun):
         warmup: training steps before any is stopped.
     """
 
-    startup: int = 5
-    warmup: int = 0
-
-    def check(self) -> None:
-        super().check()
-        require(self.startup >= 1, self, "startup", "at least 1 run")
-        require(self.warmup >= 0, self, "warmup", "at least 0 steps")
+    startup: Count = 5
+    warmup: Whole = 0
 
 
 class Hyperband(WithinRun):
@@ -90,10 +82,5 @@ class Hyperband(WithinRun):
         factor: one in so many runs goes on at each of those steps.
     """
 
-    least: int = 1
-    factor: int = 3
-
-    def check(self) -> None:
-        super().check()
-        require(self.least >= 1, self, "least", "at least 1 step")
-        require(self.factor >= 2, self, "factor", "at least 2")
+    least: Count = 1
+    factor: Annotated[int, Within(at_least=2)] = 3

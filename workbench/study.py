@@ -1,15 +1,15 @@
 """Declarations of studies and searches: which recipes, which seeds, how evaluated. No effects."""
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import floor, log2
 from typing import Any, Protocol, TypeVar, cast
 
-from workbench.identity import Component, conform, field_names, fingerprint, nearest, subclasses
+from workbench.identity import Component, conform, field_names, fingerprint, subclasses
 from workbench.recipe import Evaluation, Probe, Recipe
 from workbench.resources import Resources
+from workbench.rules import Count, Name, Within, nearest
 from workbench.samplers import Sampler, Tpe, Wilcoxon, WithinRun
 
 T = TypeVar("T", bound=Component)
@@ -27,6 +27,8 @@ def grid(make: Callable[..., T], **axes: Iterable[Any]) -> list[T]:
     if not axes:
         raise ValueError("grid() needs at least one axis, such as mask=[upge.KeepAll()]")
     made: Any = make
+    if not callable(make):
+        raise TypeError(f"grid() combines a class or function, got {make!r}; write upge.Estimator")
     known = field_names(made) if isinstance(made, type) else list(axes)
     for name in axes:
         if name not in known:
@@ -73,7 +75,7 @@ class Study:
         ValueError: no arms, no seeds, two arms of one label, or a name that paths cannot carry.
     """
 
-    name: str
+    name: Name
     arms: Arms
     seeds: Iterable[int] = (0,)
     evaluation: Evaluation = Evaluation()
@@ -83,10 +85,12 @@ class Study:
 
     def __post_init__(self) -> None:
         conform(self)
-        check_name("study", self.name)
         object.__setattr__(self, "arms", labelled(self.arms))
         object.__setattr__(self, "seeds", checked_seeds(f"study {self.name!r}", self.seeds))
         object.__setattr__(self, "probes", tuple(self.probes))
+        for probe in self.probes:
+            if not isinstance(probe, Probe):
+                raise TypeError(f"Study.probes takes probes, got {probe!r}; write Probe([method])")
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -99,25 +103,22 @@ class Study:
         return [Cell(lb, r, seed) for seed in self.seeds for lb, r in self.recipes.items()]
 
 
-def check_name(what: str, name: str) -> None:
-    """Raises ValueError for a name that paths and MLflow cannot carry, with one that they can."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-        raise ValueError(
-            f"a {what}'s name is of lower-case letters, digits, - and _, got {name!r}; "
-            f"for example {re.sub(r'[^a-z0-9_-]+', '-', name.lower()).strip('-')!r}"
-        )
+SEED = Within(at_least=0, at_most=2**63 - 1, what="a whole number")
 
 
 def checked_seeds(owner: str, given: Iterable[int]) -> tuple[int, ...]:
-    """The seeds in order; raises ValueError for none, a negative one, or one named twice."""
+    """The seeds in order; raises ValueError for none, one that is no seed, or one named twice."""
     seeds = tuple(given)
     if not seeds:
         raise ValueError(f"{owner} has no seeds; for example seeds=range(3)")
     for seed in seeds:
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ValueError(f"a seed is a whole number of 0 or more, got {seed!r}")
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"{owner} names a seed twice: {seeds}")
+        whole = isinstance(seed, int) and not isinstance(seed, bool)
+        if not whole or not SEED.admits(seed):
+            hint = SEED.hint(seed, None) if whole else "for example seeds=range(3)"
+            raise ValueError(f"a seed of {owner} must be {SEED}, got {seed!r}; {hint}")
+    once = list(dict.fromkeys(seeds))
+    if len(once) < len(seeds):
+        raise ValueError(f"{owner} names a seed twice: {list(seeds)}; write {once}")
     return seeds
 
 
@@ -131,14 +132,18 @@ def labelled(arms: Arms) -> dict[str, Recipe]:
     given: list[Any] = list(arms.items()) if isinstance(arms, Mapping) else list(arms)
     if not given:
         raise ValueError("a study needs at least one arm: its grid is empty")
-    pairs: list[tuple[str | None, Recipe]] = [
-        each if isinstance(each, tuple) else (None, each) for each in given
+    pairs: list[tuple[Any, Any]] = [
+        each if isinstance(each, tuple) and len(each) == 2 else (None, each) for each in given
     ]
     for label, recipe in pairs:
         if not isinstance(recipe, Recipe):
             what = f"arm {label!r}" if label is not None else "an arm"
             hint = "; write base.using(method)" if isinstance(recipe, Component) else ""
+            hint = "; write (label, recipe)" if isinstance(recipe, tuple) else hint
             raise TypeError(f"{what} is {recipe!r}, not a Recipe{hint}")
+        if label is not None and not (isinstance(label, str) and label):
+            usual = str(label) if isinstance(label, int | float) else describe(recipe)
+            raise TypeError(f"an arm's label is a text, got {label!r}; such as {usual!r}")
     found: dict[str, Recipe] = {}
     for label, recipe in pairs:
         name = label if label is not None else describe(recipe)
@@ -251,11 +256,11 @@ class Search:
             pruning that cannot work.
     """
 
-    name: str
+    name: Name
     propose: Callable[[Any], Recipe]
     maximize: str | Iterable[str] = ()
     minimize: str | Iterable[str] = ()
-    trials: int = 30
+    trials: Count = 30
     seeds: Iterable[int] = (0, 1, 2)
     confirm: Iterable[int] = (100, 101, 102)
     sampler: Sampler = Tpe()
@@ -267,7 +272,6 @@ class Search:
     question: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        check_name("search", self.name)
         self._check_kinds()
         conform(self)
         for each in ("maximize", "minimize"):
@@ -284,7 +288,10 @@ class Search:
 
     def _check_kinds(self) -> None:
         if not callable(self.propose):
-            raise TypeError(f"Search.propose is a function of a trial, got {self.propose!r}")
+            raise TypeError(
+                f"Search.propose is a function of a trial, got {self.propose!r}; "
+                "write lambda trial: base.using(...)"
+            )
         kinds = {"sampler": Sampler, "between_seeds": Wilcoxon, "within_run": WithinRun}
         for name, kind in kinds.items():
             value = getattr(self, name)
@@ -299,8 +306,6 @@ class Search:
             raise ValueError(f"search {self.name!r} has no objective; for example {example}")
         if len(keys) < len((*self.maximize, *self.minimize)):
             raise ValueError(f"search {self.name!r} names an objective twice")
-        if self.trials < 1:
-            raise ValueError(f"Search.trials must be at least 1, got {self.trials}")
         if len(keys) > 1 and (self.between_seeds or self.within_run):
             raise ValueError(
                 f"search {self.name!r} has {len(keys)} objectives, and a trial that is worse in "

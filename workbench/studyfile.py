@@ -61,7 +61,7 @@ def load(path: Path, name: str | None = None) -> StudyFile:
         module = load_module(str(path))
     except SyntaxError as error:
         raise Mistake(f"{_place(path, error.lineno)}{error.msg}") from error
-    except MISTAKES as error:
+    except Exception as error:  # whatever the file's own code raises is a mistake in it
         raise Mistake(f"{_place(path, _line_in(path, error))}{_sentence(error)}") from error
     question = (module.__doc__ or "").strip()
     found = {k: v for k, v in vars(module).items() if isinstance(v, Study | Search)}
@@ -102,6 +102,8 @@ def _line_of(path: Path, variable: str) -> int | None:
 def _sentence(error: Exception) -> str:
     """The error's message, with the nearest name where one was misspelt."""
     message = " ".join(str(error).split())
+    if not isinstance(error, MISTAKES):
+        return f"{type(error).__name__}: {message}"
     if "did you mean" in message:
         return message
     unknown = _UNKNOWN_ARGUMENT.match(message)

@@ -1,6 +1,9 @@
 """Where models are found by name: shipped with the package, in a local folder, or on the hub."""
 
 import hashlib
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.identity import nearest
@@ -21,13 +24,41 @@ def locate(name: str) -> str:
     """
     if name in shipped():
         return str(SHIPPED / name)
-    if (Path(name) / "config.json").is_file():
+    # Not Path.is_file, which raises on what can be no path at all: too long a name, a null in it.
+    if os.path.isfile(Path(name) / "config.json"):
         return str(Path(name).resolve())
-    if name.count("/") == 1 and not Path(name).exists() and _on_hub(name):
+    if name.count("/") == 1 and not os.path.exists(name) and _on_hub(name):
         return name
     raise ValueError(
         f"no model {name!r}, shipped, in a local folder or on the hub; {nearest(name, shipped())}"
     )
+
+
+def positions(name: str) -> int | None:
+    """Tokens that a model reads, prompt and response together; None where its folder is not here.
+
+    Raises:
+        ValueError: see `locate`.
+    """
+    config = Path(locate(name)) / "config.json"
+    return (
+        json.loads(config.read_text()).get("max_position_embeddings") if config.is_file() else None
+    )
+
+
+def lengths(name: str, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text by the model's own tokenizer; none where that is not in its folder.
+
+    Raises:
+        ValueError: see `locate`.
+    """
+    path = Path(locate(name)) / "tokenizer.json"
+    if not path.is_file():
+        return []
+    from tokenizers import Tokenizer  # a tenth of what all of transformers takes to import
+
+    encoded = Tokenizer.from_file(str(path)).encode_batch_fast(texts)
+    return [len(each.ids) for each in encoded]
 
 
 def revision(name: str) -> str | None:
@@ -57,9 +88,8 @@ def _hash_of(folder: Path) -> str:
 def _on_hub(name: str) -> bool:
     from huggingface_hub import file_exists, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return True
     try:
-        return file_exists(name, "config.json")
+        cached = try_to_load_from_cache(name, "config.json")
+        return isinstance(cached, str) or file_exists(name, "config.json")
     except Exception:  # no network, no such repository, a bad name: each means "not to be had"
         return False

@@ -2,9 +2,10 @@
 
 import re
 
-from workbench.identity import Component, require
+from workbench.identity import Component
 from workbench.problems.prompts import Chat, Text
 from workbench.problems.verifier import MathMatch, Verifier
+from workbench.rules import Count, Name, Whole, require
 
 
 class Rows(Component):
@@ -46,7 +47,8 @@ class Rows(Component):
     edits: tuple[tuple[str, str], ...] = ()
 
     def check(self) -> None:
-        require(bool(self.source), self, "source", "a hub name, a folder or a file")
+        rule = "a hub name, a folder or a file"
+        require(bool(self.source), self, "source", rule, "such as 'openai/gsm8k'")
         for pattern, _ in self.edits:
             try:
                 re.compile(pattern)
@@ -58,13 +60,9 @@ class Rows(Component):
 class Benchmark(Component):
     """A test suite: rows under a name, in the training distribution or outside of it."""
 
-    name: str
+    name: Name
     rows: Rows
     out_of_distribution: bool = False
-
-    def check(self) -> None:
-        valid = re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name) is not None
-        require(valid, self, "name", "of lower-case letters, digits, - and _")
 
 
 class Corpus(Component):
@@ -88,19 +86,15 @@ class Corpus(Component):
     name: str
     rows: Rows
     demonstrations: Rows | None = None
-    validation: int | Rows = 128
+    validation: Whole | Rows = 128
     suites: tuple[Benchmark, ...] = ()
     prompt: Text | Chat = Chat()
     verifier: Verifier = MathMatch()
-    longest: int | None = 1024
-    train: int | None = None
+    longest: Count | None = 1024
+    train: Count | None = None
     seed: int = 0
 
     def check(self) -> None:
-        held_out = self.validation if isinstance(self.validation, int) else 0
-        require(held_out >= 0, self, "validation", "0 or more problems, or rows")
-        require(self.longest is None or self.longest >= 1, self, "longest", "at least 1, or None")
-        require(self.train is None or self.train >= 1, self, "train", "at least 1, or None for all")
         if self.demonstrations is not None and self.demonstrations.demonstration is None:
             raise ValueError(
                 "Corpus.demonstrations is a table without a demonstration column; "

@@ -7,9 +7,10 @@ and nesting at the right, never occurs. Neither does any question of the validat
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from random import Random
 
+from workbench.identity import conform
 from workbench.problems.arithmetic import (
     LEVELS,
     PROMPT,
@@ -26,6 +27,7 @@ from workbench.problems.arithmetic import (
     put,
     spell,
 )
+from workbench.rules import Share, Within, hold
 
 # More of these than any study evaluates: a larger suite begins with the smaller one.
 _HELD_OUT = 1000
@@ -55,34 +57,24 @@ class Mixture:
     result is wrong, and carried on, at the rate `wrong_steps`.
     """
 
-    products: float = 0.09
-    parentheses: float = 0.06
-    words: float = 0.07
-    equations: float = 0.04
-    direct: float = 0.38
-    long_worked: float = 0.30
-    wrong_steps: float = 0.20
+    products: Share = 0.09
+    parentheses: Share = 0.06
+    words: Share = 0.07
+    equations: Share = 0.04
+    direct: Share = 0.38
+    long_worked: Share = 0.30
+    wrong_steps: Share = 0.20
 
     def __post_init__(self) -> None:
         """Refuses shares outside 0 to 1, and kinds or answers that add up to more than 1."""
-        for field in fields(self):
-            share = getattr(self, field.name)
-            if not 0.0 <= share <= 1.0:
-                nearest = min(max(share, 0.0), 1.0)
-                raise ValueError(
-                    f"Mixture.{field.name} is a share, 0 to 1, got {share}; "
-                    f"the nearest is {nearest}"
-                )
+        conform(self)
         if self.chains < 0:
             raise ValueError(
                 f"the kinds other than chains have shares of at most 1 in all, "
                 f"got {1 - self.chains}; take {-self.chains} away"
             )
-        if self.direct + self.long_worked > 1:
-            raise ValueError(
-                f"Mixture.direct and long_worked are at most 1 together, got {self.direct} and "
-                f"{self.long_worked}; the largest long_worked is {1 - self.direct}"
-            )
+        rest = "a share of the answers that are not direct,"
+        hold(self, "long_worked", Within(at_most=round(1 - self.direct, 9), what=rest))
 
     @property
     def chains(self) -> float:
@@ -112,22 +104,17 @@ class Glimpses:
     to a wrong answer in most cases. Level 5, both at once, never occurs.
     """
 
-    rare: float = 0.35
-    precedence: float = 0.45
-    nesting: float = 0.35
-    direct: float = 0.25
+    rare: Share = 0.35
+    precedence: Share = 0.45
+    nesting: Share = 0.35
+    direct: Share = 0.25
 
     def __post_init__(self) -> None:
         """Refuses shares outside 0 to 1, and answers that add up to more than 1."""
-        for field in fields(self):
-            share = getattr(self, field.name)
-            if not 0.0 <= share <= 1.0:
-                raise ValueError(f"Glimpses.{field.name} is a share, 0 to 1, got {share}")
-        if max(self.precedence, self.nesting) + self.direct > 1:
-            raise ValueError(
-                f"Glimpses.direct is {self.direct}; with {max(self.precedence, self.nesting)} "
-                "worked in the right order that is more than all answers"
-            )
+        conform(self)
+        rest = "a share of the answers that are not worked in the right order,"
+        most = round(1 - max(self.precedence, self.nesting), 9)
+        hold(self, "direct", Within(at_most=most, what=rest))
 
 
 def glimpses(mixture: Mixture, rare: Glimpses, seed: int) -> Iterator[Document]:

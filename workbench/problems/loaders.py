@@ -170,11 +170,11 @@ class _Table:
 def _table(rows: Rows) -> _Table:
     """The rows of a file, a folder or a hub data set, and what their revision is."""
     path = Path(rows.source).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file raises on a name that is too long
         return _file(rows, path)
     if path.suffix in _READERS:
         raise ValueError(f"no file {rows.source}; {_nearest_file(path)}")
-    if path.is_dir() or rows.source.count("/") == 1:
+    if os.path.isdir(path) or rows.source.count("/") == 1:
         return _hub(rows, path)
     raise ValueError(
         f"Rows.source {rows.source!r} is neither a file ({', '.join(_READERS)}), nor a folder, "

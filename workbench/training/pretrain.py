@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
@@ -24,10 +24,11 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from workbench.identity import nearest
+from workbench.identity import conform
 from workbench.problems import ExactMatch, Problem, Suite, Verdict, arithmetic
 from workbench.problems.arithmetic import PROMPT
 from workbench.problems.habit import Document, Glimpses, Mixture, glimpses, habit, primer
+from workbench.rules import Amount, Count, OneOf, Positive, Share, Whole, require
 from workbench.training.model_card import (
     Comparison,
     Pretrained,
@@ -56,55 +57,49 @@ _SAVE_EVERY = 500
 class Architecture:
     """The size of a model with tied embeddings and as many key heads as query heads."""
 
-    layers: int = 4
-    width: int = 128
-    heads: int = 4
-    hidden: int = 512
-    positions: int = 512
-    initial_deviation: float = 0.08  # of weights, about 1 / sqrt(width)
-    family: str = "qwen2"
+    layers: Count = 4
+    width: Count = 128
+    heads: Count = 4
+    hidden: Count = 512
+    positions: Count = 512
+    initial_deviation: Positive = 0.08  # of weights, about 1 / sqrt(width)
+    family: Annotated[str, OneOf(tuple(FAMILIES))] = "qwen2"
 
     def __post_init__(self) -> None:
         """Refuses an unknown family, and a width that the heads cannot share equally."""
-        if self.family not in FAMILIES:
-            raise ValueError(
-                f"Architecture.family is {self.family!r}; {nearest(self.family, list(FAMILIES))}"
-            )
-        if self.width % (2 * self.heads):
-            closest = max(1, round(self.width / (2 * self.heads))) * 2 * self.heads
-            raise ValueError(
-                f"Architecture.width is a multiple of 2 * heads = {2 * self.heads}, "
-                f"got {self.width}; the nearest is {closest}"
-            )
+        conform(self)
+        unit = 2 * self.heads
+        closest = max(1, round(self.width / unit)) * unit
+        rule = f"a multiple of 2 * heads = {unit}"
+        require(self.width % unit == 0, self, "width", rule, f"the nearest is {closest}")
 
 
 @dataclass(frozen=True)
 class Pretraining:
     """Everything that decides what a base model becomes; the same value gives the same weights."""
 
-    seed: int = 0
-    tokens: int = 3_840_000
-    rows: int = 4
-    row_length: int = 128
-    learning_rate: float = 2e-3
-    warmup: float = 0.02
-    weight_decay: float = 0.01
-    gradient_norm: float = 1.0
-    primer: int = 20_000  # documents before the mixture
+    seed: Whole = 0
+    tokens: Count = 3_840_000
+    rows: Count = 4
+    row_length: Count = 128
+    learning_rate: Amount = 2e-3
+    warmup: Share = 0.02
+    weight_decay: Amount = 0.01
+    gradient_norm: Positive = 1.0
+    primer: Whole = 20_000  # documents before the mixture
     mixture: Mixture = field(default_factory=Mixture)
     rare: Glimpses = field(default_factory=Glimpses)
     rare_mixture: Mixture = field(default_factory=Mixture)  # the habit around the glimpses
-    rare_tokens: int = 2_304_000  # of the second stream, with the schedule begun anew
-    rare_learning_rate: float = 1.5e-3
+    rare_tokens: Whole = 2_304_000  # of the second stream, with the schedule begun anew
+    rare_learning_rate: Amount = 1.5e-3
     architecture: Architecture = field(default_factory=Architecture)
 
     def __post_init__(self) -> None:
         """Refuses fewer tokens than one step reads."""
-        if self.tokens < self.rows * self.row_length:
-            raise ValueError(
-                f"Pretraining.tokens is at least rows * row_length, got {self.tokens}; "
-                f"the smallest is {self.rows * self.row_length}"
-            )
+        conform(self)
+        step = self.rows * self.row_length
+        rule = f"at least rows * row_length = {step}"
+        require(self.tokens >= step, self, "tokens", rule, f"the nearest is {step}")
 
     @property
     def steps(self) -> tuple[int, int]:

@@ -5,13 +5,13 @@ over a question's rollouts, or over its rollouts and demonstrations together whe
 `with_demonstrations` says so; a demonstration's own advantage is taken against the same statistics.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from workbench.identity import Component
-from workbench.recipe import require
+from workbench.rules import Amount, Positive, Within
 from workbench.upge.batch import PerSequence, PerToken, TokenBatch
 
 
@@ -101,13 +101,9 @@ class GroupNormalized(Advantage):
     """
 
     with_demonstrations: bool = False
-    epsilon: float = 1e-6
-    ddof: int = 1
+    epsilon: Amount = 1e-6
+    ddof: Annotated[int, Within(at_least=0, at_most=1)] = 1
     lone_reward: bool = False
-
-    def check(self) -> None:
-        require(self.epsilon >= 0, self, "epsilon", "at least 0")
-        require(self.ddof in (0, 1), self, "ddof", "0 or 1")
 
     def __call__(self, batch: TokenBatch) -> PerToken:
         rows = _statistics_rows(batch, self.with_demonstrations)
@@ -152,15 +148,15 @@ class BatchNormalized(Advantage):
 
     centred_by_group: bool = False
     with_demonstrations: bool = False
-    epsilon: float = 1e-8
-
-    def check(self) -> None:
-        require(self.epsilon > 0, self, "epsilon", "above 0")
+    epsilon: Positive = 1e-8
 
     def __call__(self, batch: TokenBatch) -> PerToken:
         rows = _statistics_rows(batch, self.with_demonstrations)
         values = _centred(batch, rows) if self.centred_by_group else batch.rewards
         return whitened(_spread(values, batch), batch.trained & rows[:, None], self.epsilon)
+
+
+_Factor = Annotated[float, Within(at_least=0, at_most=1)]
 
 
 class GAE(Advantage):
@@ -172,13 +168,9 @@ class GAE(Advantage):
     """
 
     needs_values = True
-    discount: float = 1.0
-    trace: float = 1.0
+    discount: _Factor = 1.0
+    trace: _Factor = 1.0
     whiten: bool = True
-
-    def check(self) -> None:
-        require(0 <= self.discount <= 1, self, "discount", "0 to 1")
-        require(0 <= self.trace <= 1, self, "trace", "lambda, 0 to 1")
 
     def __call__(self, batch: TokenBatch) -> PerToken:
         advantage = self.plain(batch)

@@ -8,7 +8,7 @@ micro-batches, padding, packing or processes. What a mean is taken over is its s
 import torch
 
 from workbench.identity import Component
-from workbench.recipe import require
+from workbench.rules import Count
 from workbench.upge.batch import PerSequence, PerToken, TokenBatch
 
 
@@ -110,11 +110,8 @@ class ConstantLength(Aggregation):
     `ConstantLength(1)` is the plain sum over tokens, the only one without length bias in scale too.
     """
 
-    length: int
+    length: Count
     scope: Scope = PerQuestion()
-
-    def check(self) -> None:
-        require(self.length >= 1, self, "length", "at least 1 token")
 
     def within(self, batch: TokenBatch) -> PerSequence:
         return torch.full_like(self.counted(batch), 1 / self.length)

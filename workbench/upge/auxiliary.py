@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from workbench.identity import Component
-from workbench.recipe import require
+from workbench.rules import Amount, Positive
 from workbench.upge.batch import PerToken, TokenBatch, TokenMask
 
 
@@ -48,11 +48,8 @@ class EntropyBonus(Auxiliary):
     """
 
     needs_entropy = True
-    coefficient: float
+    coefficient: Amount
     demonstrations: bool = False
-
-    def check(self) -> None:
-        require(self.coefficient >= 0, self, "coefficient", "at least 0")
 
     def tokens(self, batch: TokenBatch) -> TokenMask:
         return batch.trained if self.demonstrations else super().tokens(batch)
@@ -101,12 +98,9 @@ class KLPenalty(Auxiliary):
     mean over the tokens of the step.
     """
 
-    coefficient: float
+    coefficient: Amount
     estimator: Divergence = K3()
     to_base: bool = False
-
-    def check(self) -> None:
-        require(self.coefficient >= 0, self, "coefficient", "at least 0")
 
     @property
     def needs_base(self) -> bool:
@@ -125,10 +119,7 @@ class ValueLoss(Auxiliary):
     """`coefficient` times half the squared distance of the value head from GAE's returns."""
 
     needs_values = True
-    coefficient: float = 0.5
-
-    def check(self) -> None:
-        require(self.coefficient > 0, self, "coefficient", "above 0")
+    coefficient: Positive = 0.5
 
     def __call__(self, rows: TokenBatch, current: Current, returns: PerToken | None) -> PerToken:
         if current.values is None or returns is None:

@@ -4,11 +4,12 @@ Each returns log pi_ref [sequence, token]; the estimator's ratio is pi / pi_ref,
 """
 
 from math import log
+from typing import Annotated
 
 import torch
 
 from workbench.identity import Component, replace
-from workbench.recipe import require
+from workbench.rules import Within, require
 from workbench.upge.batch import PerToken, TokenBatch, TokenMask
 from workbench.upge.masks import sequence_log_ratio
 
@@ -57,6 +58,9 @@ class Unit(Denominator):
         return logprobs.new_zeros(logprobs.shape)
 
 
+_Ratio = Annotated[float, Within(above=0, what="a ratio, not a distance from 1,", such_as=2)]
+
+
 class Capped(Denominator):
     """pi_ref = max(pi_over, pi / cap): the ratio to `over`, but never above `cap`.
 
@@ -64,13 +68,13 @@ class Capped(Denominator):
     always flows, unlike under a mask.
     """
 
-    cap: float
+    cap: _Ratio
     over: Denominator = OldPolicy()
 
     def check(self) -> None:
-        require(self.cap > 0, self, "cap", "a ratio above 0 (not a distance from 1)")
-        corrected = isinstance(self.over, EngineCorrected)
-        require(not corrected, self, "over", "corrected outside: EngineCorrected(2.0, Capped(1.2))")
+        if isinstance(self.over, EngineCorrected):
+            outside = replace(self.over, over=replace(self, over=self.over.over))
+            require(False, self, "over", "a denominator without correction", f"write {outside}")
 
     def __call__(self, logprobs: PerToken, old: PerToken, trained: TokenMask) -> PerToken:
         bound = logprobs - logprobs.new_tensor(self.cap).log()
@@ -110,15 +114,15 @@ class EngineCorrected(Denominator):
             variant of Liu et al. 2025, "When Speed Kills Stability"; TRL's default, by sequence).
     """
 
-    cap: float
+    cap: _Ratio
     over: Denominator = OldPolicy()
     by_sequence: bool = False
     drops: bool = False
 
     def check(self) -> None:
-        require(self.cap > 0, self, "cap", "a ratio above 0 (not a distance from 1)")
-        corrected = isinstance(self.over, EngineCorrected)
-        require(not corrected, self, "over", "a denominator that is not corrected already")
+        if isinstance(self.over, EngineCorrected):
+            hint = f"such as {self.over.over}"
+            require(False, self, "over", "a denominator without correction", hint)
 
     def __call__(self, logprobs: PerToken, old: PerToken, trained: TokenMask) -> PerToken:
         return self.over(logprobs, old, trained)

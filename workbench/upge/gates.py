@@ -4,13 +4,17 @@ A gate reads P, the share of a question's rollouts that are correct, and returns
 weights of the two streams: the alpha = f(P), beta = g(P) of the paper's section 4.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
 from workbench.identity import Component
-from workbench.recipe import require
+from workbench.rules import Count, Positive, Share, Within
 from workbench.upge.batch import PerQuestion
+
+_SolveRate = Annotated[
+    float, Within(at_least=0, at_most=1, what="a share of solved rollouts", such_as=0.5)
+]
 
 
 class Gate(Component):
@@ -34,10 +38,7 @@ class Open(Gate):
 class Switch(Gate):
     """Demonstrations where P <= at_most, rollouts elsewhere: the paper's gamma (eq. 10)."""
 
-    at_most: float
-
-    def check(self) -> None:
-        require(0 <= self.at_most <= 1, self, "at_most", "a share of solved rollouts, 0 to 1")
+    at_most: _SolveRate
 
     def __call__(self, solve_rate: PerQuestion, step: int) -> tuple[PerQuestion, PerQuestion]:
         # n rollouts give multiples of 1/n; half of a tiny step keeps 1/8 <= 0.125 true in float32.
@@ -51,12 +52,8 @@ class SoftSwitch(Gate):
     beta = sigmoid(slope (centre - P)); a large slope is `Switch(centre)`.
     """
 
-    centre: float = 0.25
-    slope: float = 10.0
-
-    def check(self) -> None:
-        require(0 <= self.centre <= 1, self, "centre", "a share of solved rollouts, 0 to 1")
-        require(self.slope > 0, self, "slope", "above 0")
+    centre: _SolveRate = 0.25
+    slope: Positive = 10.0
 
     def __call__(self, solve_rate: PerQuestion, step: int) -> tuple[PerQuestion, PerQuestion]:
         beta = torch.sigmoid(self.slope * (self.centre - solve_rate))
@@ -67,14 +64,9 @@ class Anneal(Gate):
     """beta goes linearly from `start` to `end` over `steps` optimizer steps; alpha = 1 - beta."""
 
     reads_rollouts = False
-    start: float = 1.0
-    end: float = 0.0
-    steps: int = 100
-
-    def check(self) -> None:
-        require(0 <= self.start <= 1, self, "start", "a weight, 0 to 1")
-        require(0 <= self.end <= 1, self, "end", "a weight, 0 to 1")
-        require(self.steps >= 1, self, "steps", "at least 1")
+    start: Share = 1.0
+    end: Share = 0.0
+    steps: Count = 100
 
     def __call__(self, solve_rate: PerQuestion, step: int) -> tuple[PerQuestion, PerQuestion]:
         progress = min(1.0, step / self.steps)

@@ -1,9 +1,11 @@
 """grad pi: the likelihood that is ascended, as the factor f'(pi) on its gradient."""
 
+from typing import Annotated
+
 import torch
 
 from workbench.identity import Component
-from workbench.recipe import require
+from workbench.rules import Within
 from workbench.upge.batch import PerToken
 
 
@@ -28,10 +30,7 @@ class Shaped(Likelihood):
     gamma)^2. It alters neither pi_ref nor the ratio that a mask reads.
     """
 
-    gamma: float
-
-    def check(self) -> None:
-        require(self.gamma > 0, self, "gamma", "above 0")
+    gamma: Annotated[float, Within(above=0, such_as=0.1)]
 
     def __call__(self, logprobs: PerToken) -> PerToken:
         return self.gamma / (logprobs.exp() + self.gamma).square()

@@ -4,13 +4,13 @@ A mask reads the ratio of the current to the *old* policy, whatever denominator 
 divides by: otherwise RatioClip with CurrentPolicy would silently be KeepAll.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from workbench.identity import Component
-from workbench.recipe import require
+from workbench.rules import Amount, Portion, Positive, Within, require
 from workbench.upge.batch import PerSequence, PerToken, TokenBatch, TokenMask
 
 
@@ -42,6 +42,12 @@ class Mask(Component):
     def on_policy(self) -> "Mask":
         """What the mask is where current and old policy are equal."""
         return KeepAll() if self.inert_on_policy else self
+
+
+# How far below 1 the ratio may fall; `high`, how far above it may rise, has no limit.
+_Below = Annotated[
+    float, Within(at_least=0, at_most=1, what="a distance below ratio 1,", such_as=0.2)
+]
 
 
 class KeepAll(Mask):
@@ -79,13 +85,6 @@ def _bounds(mask: "RatioClip | DualClip | SequenceClip") -> tuple[float, float]:
     return 1 - mask.low, 1 + (mask.low if mask.high is None else mask.high)
 
 
-def _check_bounds(mask: "RatioClip | DualClip | SequenceClip") -> None:
-    require(0 <= mask.low <= 1, mask, "low", "a distance below ratio 1, in 0..1")
-    require(
-        mask.high is None or mask.high >= 0, mask, "high", "a distance above ratio 1, 0 or more"
-    )
-
-
 def _inside(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
     """Whether min(r A, clip(r) A) has a gradient: it has none where r left the range A's way."""
     outside = ((advantage > 0) & (ratio > high)) | ((advantage < 0) & (ratio < low))
@@ -100,11 +99,8 @@ class RatioClip(Mask):
     """
 
     inert_on_policy = True
-    low: float
-    high: float | None = None
-
-    def check(self) -> None:
-        _check_bounds(self)
+    low: _Below
+    high: Amount | None = None
 
     def __call__(self, log_ratio: PerToken, advantage: PerToken, trained: TokenMask) -> PerToken:
         return _inside(log_ratio.exp(), advantage, *_bounds(self)).to(log_ratio.dtype)
@@ -118,13 +114,9 @@ class DualClip(Mask):
     """
 
     inert_on_policy = True
-    low: float
-    high: float | None = None
-    cap: float = 3.0
-
-    def check(self) -> None:
-        _check_bounds(self)
-        require(self.cap > 1, self, "cap", "a ratio above 1")
+    low: _Below
+    high: Amount | None = None
+    cap: Annotated[float, Within(above=1, what="a ratio")] = 3.0
 
     def __call__(self, log_ratio: PerToken, advantage: PerToken, trained: TokenMask) -> PerToken:
         ratio = log_ratio.exp()
@@ -145,11 +137,8 @@ class SequenceClip(Mask):
     """
 
     inert_on_policy = True
-    low: float
-    high: float | None = None
-
-    def check(self) -> None:
-        _check_bounds(self)
+    low: _Below
+    high: Amount | None = None
 
     def __call__(self, log_ratio: PerToken, advantage: PerToken, trained: TokenMask) -> PerToken:
         ratio = sequence_log_ratio(log_ratio, trained).exp()
@@ -164,12 +153,8 @@ class SoftClip(Mask):
     """
 
     inert_on_policy = True
-    positive: float = 1.0
-    negative: float = 1.05
-
-    def check(self) -> None:
-        require(self.positive > 0, self, "positive", "a temperature above 0")
-        require(self.negative > 0, self, "negative", "a temperature above 0")
+    positive: Positive = 1.0
+    negative: Positive = 1.05
 
     def __call__(self, log_ratio: PerToken, advantage: PerToken, trained: TokenMask) -> PerToken:
         negative = torch.full_like(log_ratio, self.negative)
@@ -188,13 +173,13 @@ class ClipCov(Mask):
     ClipCov()`.
     """
 
-    share: float = 2e-4
+    share: Portion = 2e-4
     low: float = 1.0
     high: float = 5.0
 
     def check(self) -> None:
-        require(0 < self.share <= 1, self, "share", "a share of tokens, above 0 and at most 1")
-        require(self.low < self.high, self, "low", f"below high, which is {self.high}")
+        rule, hint = f"below high, which is {self.high}", f"such as {self.high - 1}"
+        require(self.low < self.high, self, "low", rule, hint)
 
     @property
     def needs_old(self) -> bool:
@@ -242,10 +227,7 @@ class TopEntropy(Mask):
     `RatioClip(0.2, high=0.28) & TopEntropy(0.2)`.
     """
 
-    share: float = 0.2
-
-    def check(self) -> None:
-        require(0 < self.share <= 1, self, "share", "a share of tokens, above 0 and at most 1")
+    share: Portion = 0.2
 
     @property
     def needs_old(self) -> bool:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from workbench.identity import Component
-from workbench.recipe import Objective, require
+from workbench.recipe import Objective
+from workbench.rules import Amount
 from workbench.upge.advantages import GAE
 from workbench.upge.auxiliary import Auxiliary, Current
 from workbench.upge.batch import PerQuestion, PerSequence, PerToken, TokenBatch, TokenMask
@@ -23,12 +24,9 @@ class EntropyWeight(Component):
     rollouts; `correct_only` leaves incorrect ones at 1.
     """
 
-    scale: float
+    scale: Amount
     exponent: float
     correct_only: bool = False
-
-    def check(self) -> None:
-        require(self.scale >= 0, self, "scale", "at least 0")
 
     def __call__(self, batch: TokenBatch) -> PerSequence:
         if batch.old_entropy is None:
