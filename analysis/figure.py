@@ -153,8 +153,13 @@ class LearningCurves(Drawing):
 class Dynamics(Drawing):
     """How training went at a glance; panels that no arm has the metric for are skipped.
 
+    So are those in which every arm is 0 throughout: on policy nothing is masked. Metrics of
+    validation are of the same sampling for every method, also for one that samples nothing to
+    train on.
+
     Attributes:
-        smooth: steps of the running mean that is taken of each line, as the note says.
+        smooth: steps of the running mean that is taken of each line, as the note says; of those
+            that are measured at every step.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = (
@@ -166,6 +171,8 @@ class Dynamics(Drawing):
         "ratio/clip_fraction",
         "policy/kl_old",
         "policy/nll_demonstrations",
+        "validation/entropy",
+        "validation/length",
     )
 
     smooth: int = 5
@@ -175,7 +182,12 @@ class Dynamics(Drawing):
         _check_smooth(self)
 
     def panels(self, runs: Runs) -> Panels:
-        drawn = [Curve(STEP.key, key, self.smooth) for key in self.METRICS]
+        moved = runs.history.reindex(columns=list(self.METRICS)).abs().max() > 0
+        drawn = [
+            Curve(STEP.key, key, 1 if key.startswith("validation/") else self.smooth)
+            for key in self.METRICS
+            if moved[key]
+        ]
         return replace(_of_history(runs, drawn, self.keys(runs.labels)), left_out=())
 
 
@@ -288,7 +300,7 @@ class GateDecisions(Drawing):
         for each in of:
             lines = _lines(history, mine.labels, Curve(STEP.key, each.key, self.smooth), {})
             panels.append(Panel(each.label, STEP.label, _GATED, lines, y_range=(-0.04, 1.04)))
-        notes = [*_lines_note(panels, self.smooth), *_missing(mine)]
+        notes = [*_lines_note(panels, [self.smooth]), *_missing(mine)]
         return Panels(tuple(panels), "\n".join(notes))
 
 
@@ -331,8 +343,7 @@ def _of_history(runs: Runs, drawn: Sequence[Curve], keys: Mapping[str, str]) -> 
         else:
             against = f" at more than one value of {x.key}" if x != STEP else ""
             left_out.append(f"no run has the metric {y.key}{against}")
-    smooth = max((curve.smooth for curve in drawn), default=1)
-    notes = [*_lines_note(panels, smooth), *_missing(runs)]
+    notes = [*_lines_note(panels, [curve.smooth for curve in drawn]), *_missing(runs)]
     return Panels(tuple(panels), "\n".join(notes), tuple(left_out), tuple(shown))
 
 
@@ -363,13 +374,15 @@ def _xy(run: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
     return run["x"].to_numpy("float64"), run["y"].to_numpy("float64")
 
 
-def _lines_note(panels: Sequence[Panel], smooth: int) -> list[str]:
+def _lines_note(panels: Sequence[Panel], smooths: Sequence[int]) -> list[str]:
     """How many runs a line is the mean of, what its band is, and how it is smoothed."""
     lines = [line for panel in panels for line in panel.lines]
     counts = sorted({line.n for line in lines})
     if not counts:
         return []
-    running = f", running mean of {smooth} steps" if smooth > 1 else ""
+    running = f", running mean of {max(smooths)} steps" if max(smooths) > 1 else ""
+    if running and min(smooths) < max(smooths):
+        running += " where every step is measured"
     if counts[-1] == 1:
         return [f"Line: one seed{running}." + (" Faint: every step." if running else "")]
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

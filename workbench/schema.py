@@ -87,8 +87,8 @@ METRICS = {
         Metric("time/validation", "Validation", "s"),
         Metric("time/step", "Step", "s"),
         Metric("validation/pass_at_1", "Validation accuracy", "share"),
-        Metric("validation/length", "Length of validation responses", "tokens"),
-        Metric("validation/entropy", "Token entropy of validation responses", "nats"),
+        Metric("validation/length", "Validation length", "tokens"),
+        Metric("validation/entropy", "Validation entropy", "nats"),
     )
 }
 
