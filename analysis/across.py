@@ -5,7 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import DRAWS, interquartile_mean, over_runs, probability_of_improvement
+from analysis.bootstrap import (
+    DRAWS,
+    Draws,
+    interquartile_mean,
+    over_runs,
+    probability_of_improvement,
+)
 from analysis.comparison import between
 from analysis.intervals import Interval
 from analysis.load import Runs, pick
@@ -14,6 +20,7 @@ from analysis.scores import check_samples, pass_at_k_scores
 from analysis.sheet import Entry, Head, Sheet
 from analysis.table import NOTHING
 from workbench.passk import LEVEL, FloatArray
+from workbench.rules import Count
 
 FEW_RUNS = 10  # runs below which a percentile bootstrap covers clearly too seldom
 
@@ -39,16 +46,14 @@ class AcrossSuites(Tabular):
 
     baseline: str
     suites: tuple[str, ...] = ()
-    k: int = 1
-    draws: int = DRAWS
+    k: Count = 1
+    draws: Draws = DRAWS
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "suites", tuple(self.suites))
         self.known_arm(self.baseline, "baseline")
-        if self.k < 1:
-            raise ValueError(f"AcrossSuites.k is at least 1, got {self.k}")
 
     @property
     def needed(self) -> tuple[str, ...]:

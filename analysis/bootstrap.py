@@ -8,13 +8,16 @@ Reinforcement Learning at the Edge of the Statistical Precipice", 2021) have run
 from collections.abc import Callable, Sequence
 from math import nan
 from statistics import NormalDist
+from typing import Annotated
 
 import numpy as np
 
 from analysis.intervals import PROBLEMS, SEEDS, Interval
 from workbench.passk import LEVEL, FloatArray
+from workbench.rules import Within
 
 DRAWS = 10_000
+Draws = Annotated[int, Within(at_least=1000)]
 
 _AT_ONCE = 2_000_000  # numbers drawn in one go, which bounds memory
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from math import isnan, nan
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import DRAWS, mean_over_problems
+from analysis.bootstrap import DRAWS, Draws, mean_over_problems
 from analysis.intervals import FEW, SEEDS, Interval, explain, over_seeds
 from analysis.load import Runs, suites_of, untrained
 from analysis.metrics import axis_label, metric
@@ -20,6 +20,7 @@ from workbench.identity import Component, fingerprint
 from workbench.passk import LEVEL
 from workbench.plan import simplified
 from workbench.recipe import Evaluation
+from workbench.rules import Count, Within
 
 PASS_AT_K = "pass_at_k"
 
@@ -65,9 +66,9 @@ class Comparison(Tabular):
     baseline: str | tuple[str, ...]
     metric: str = PASS_AT_K
     suites: tuple[str, ...] = ()
-    k: int | tuple[int, ...] = 1
-    alpha: float = 0.05
-    draws: int = DRAWS
+    k: Count | tuple[Count, ...] = 1
+    alpha: Annotated[float, Within(above=0, below=1, what="a chance")] = 0.05
+    draws: Draws = DRAWS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,7 +78,8 @@ class Comparison(Tabular):
             many = (given,) if isinstance(given, str | int) else tuple(given)
             object.__setattr__(self, field, many)
         self._check_arms()
-        self._check_numbers()
+        if not self.ks or len(set(self.ks)) < len(self.ks):
+            raise ValueError(f"Comparison.k names one k or several, each once, got {self.ks}")
         if self.metric != PASS_AT_K:
             metric(self.metric)
             if self.suites or self.ks != (1,):
@@ -106,17 +108,6 @@ class Comparison(Tabular):
                     f"Comparison {self.name!r} compares {arm!r} with {baseline!r}: neither is "
                     "trained, so that no seed tells them apart"
                 )
-
-    def _check_numbers(self) -> None:
-        for k in self.ks:
-            if k < 1:
-                raise ValueError(f"Comparison.k is at least 1, got {k}")
-        if not self.ks or len(set(self.ks)) < len(self.ks):
-            raise ValueError(f"Comparison.k names one k or several, each once, got {self.ks}")
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"Comparison.alpha is a chance between 0 and 1, got {self.alpha}")
-        if self.draws < 1000:
-            raise ValueError(f"Comparison.draws is at least 1000, got {self.draws}")
 
     def check(self) -> None:
         recipes = self.study.recipes

@@ -27,6 +27,7 @@ from analysis.quantities import (
 from analysis.scores import check_samples
 from workbench.identity import nearest
 from workbench.passk import FloatArray
+from workbench.rules import Count
 from workbench.schema import METRICS, VALIDATION_LEVEL, Metric
 from workbench.study import flatten
 
@@ -85,7 +86,7 @@ class Figure(Drawing):
     x: str = STEP.key
     y: str | tuple[str, ...] = "reward/mean"
     color: str = "label"
-    smooth: int = 1
+    smooth: Count = 1
     constants: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -95,7 +96,6 @@ class Figure(Drawing):
             raise ValueError("Figure.y needs at least one metric, such as 'reward/mean'")
         for key in (self.x, *self.y):
             metric(key)
-        _check_smooth(self)
         if self.color != "label":
             fields = {name for recipe in self.study.recipes.values() for name in flatten(recipe)}
             if self.color not in fields:
@@ -175,11 +175,7 @@ class Dynamics(Drawing):
         "validation/length",
     )
 
-    smooth: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_smooth(self)
+    smooth: Count = 5
 
     def panels(self, runs: Runs) -> Panels:
         moved = runs.history.reindex(columns=list(self.METRICS)).abs().max() > 0
@@ -210,7 +206,7 @@ class PassAtK(Drawing):
     """
 
     suites: tuple[str, ...] = ()
-    k: tuple[int, ...] = ()
+    k: tuple[Count, ...] = ()
     over: str = SEEDS
     estimator: str = UNBIASED
 
@@ -218,8 +214,6 @@ class PassAtK(Drawing):
         super().__post_init__()
         object.__setattr__(self, "suites", tuple(self.suites))
         object.__setattr__(self, "k", tuple(sorted(set(self.k))))
-        if self.k and self.k[0] < 1:
-            raise ValueError(f"PassAtK.k is at least 1, got {self.k[0]}")
         check_pass_at_k(self.over, self.estimator, "PassAtK")
 
     def check(self) -> None:
@@ -280,11 +274,7 @@ class GateDecisions(Drawing):
         smooth: steps of the running mean that is taken of each line.
     """
 
-    smooth: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_smooth(self)
+    smooth: Count = 5
 
     def panels(self, runs: Runs) -> Panels:
         gated = [label for label in runs.labels if _has_gate(flatten(self.study.recipes[label]))]
@@ -320,13 +310,7 @@ class Curve:
 
     x: str
     y: str
-    smooth: int = 1
-
-
-def _check_smooth(owner: Figure | Dynamics | GateDecisions) -> None:
-    if owner.smooth < 1:
-        name = type(owner).__name__
-        raise ValueError(f"{name}.smooth is a number of steps, at least 1, got {owner.smooth}")
+    smooth: Count = 1
 
 
 def _of_history(runs: Runs, drawn: Sequence[Curve], keys: Mapping[str, str]) -> Panels:

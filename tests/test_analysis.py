@@ -349,7 +349,10 @@ def test_looks_are_fixed_for_methods_and_stable_for_the_rest() -> None:
         (lambda s: Figure("f", s, color="optimiser.learning_rate"), "optimizer.learning_rate"),
         (lambda s: Figure("f", s, smooth=0), "smooth"),
         (lambda s: PassAtK("p", s, over="seed"), "did you mean seeds"),
-        (lambda s: PassAtK("p", s, k=(0, 1)), "at least 1, got 0"),
+        (
+            lambda s: PassAtK("p", s, k=(0, 1)),
+            "k must be at least 1, got 0 in .*; the nearest",
+        ),
         (lambda s: PassAtK("p", s, suites=("chains",)), "did you mean chain"),
         (lambda s: PassAtK("p", s, suites=("chain",), k=(1, 32)), "k = 32 on chain.* n = 16"),
     ],

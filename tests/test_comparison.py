@@ -57,10 +57,16 @@ def rows_of(sheet: Sheet) -> list[dict[str, str]]:
         (dict(baseline="SFT", arms=("HPT", "SFT")), "compares 'SFT' with itself"),
         (dict(baseline="SFT", metric="policy/entropie"), "did you mean policy/entropy"),
         (dict(baseline="SFT", metric="policy/entropy", k=4), "is of training: it has no suites"),
-        (dict(baseline="SFT", k=0), "k is at least 1, got 0"),
+        (dict(baseline="SFT", k=0), "k must be at least 1, got 0; the nearest is 1"),
         (dict(baseline="SFT", k=(1, 1)), r"each once, got \(1, 1\)"),
-        (dict(baseline="SFT", alpha=5), "alpha is a chance between 0 and 1, got 5"),
-        (dict(baseline="SFT", draws=10), "draws is at least 1000, got 10"),
+        (
+            dict(baseline="SFT", alpha=5),
+            "a chance above 0 and below 1, got 5.0; such as 0.05",
+        ),
+        (
+            dict(baseline="SFT", draws=10),
+            "must be at least 1000, got 10; the nearest is 1000",
+        ),
         (dict(baseline=("SFT", "GRPO", "HPT")), "no arm beside its baseline"),
         (dict(baseline="SFT", suites=("chains",)), "'gains' has no suite 'chains'; did you mean"),
         (dict(baseline="SFT", k=64), "k = 64 on chain, which has n = 16"),
@@ -85,7 +91,7 @@ def test_arms_that_no_seed_tells_apart_are_refused() -> None:
 def test_across_suites_refuses_what_is_not_there() -> None:
     with pytest.raises(ValueError, match="did you mean GRPO"):
         AcrossSuites("a", small(), "GRP0")
-    with pytest.raises(ValueError, match="k is at least 1"):
+    with pytest.raises(ValueError, match="k must be at least 1"):
         AcrossSuites("a", small(), "GRPO", k=0)
     with pytest.raises(ValueError, match="n = 16"):
         AcrossSuites("a", small(), "GRPO", suites=("chain",), k=17).check()
