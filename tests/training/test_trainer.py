@@ -9,10 +9,12 @@ from steps import one_step
 from workbench import Data, Optimizer, Recipe, replace, upge
 from workbench.problems import Verdict
 from workbench.resources import Resources
+from workbench.rollout import Request
 from workbench.training.policy import Policy
 from workbench.training.randomness import questions_of, seed_of
-from workbench.training.sampling import grade, sample
+from workbench.training.sampling import grade, prompt_of, sample, validate
 from workbench.training.scoring import collate
+from workbench.training.sequences import Sequence, pad
 from workbench.training.tally import Tally
 from workbench.training.trainer import Trainer
 from workbench.training.update import update
@@ -223,6 +225,27 @@ def test_value_head_learns(small, trainer_of):
     one_step(trainer, precise=False)
     assert trainer.policy.value_head is not None
     assert float(trainer.policy.value_head.bias.detach().abs().sum()) > 0
+
+
+@pytest.mark.parametrize("method", [upge.sft(), upge.grpo()], ids=lambda m: m.label)
+def test_validation_says_how_sure_any_method_is(method, small, trainer_of):
+    trainer = trainer_of(replace(small, method=method))
+    trainer.policy.model.double()
+    tally = Tally()
+    validate(trainer, tally)
+    problems = list(trainer.data.validation[:5])
+    requests = [
+        Request(prompt_of(trainer, p), 1, seed_of(seed_of(0, "validation"), "evaluation", p.id))
+        for p in problems
+    ]
+    answers = [found for (found,) in trainer.engine.generate(requests, trainer.decoding)]
+    sequences = [
+        Sequence(p, 0, prompt_of(trainer, p), a.tokens, "", Verdict.WRONG)
+        for p, a in zip(problems, answers, strict=True)
+    ]
+    padded = pad(sequences, trainer.policy.pad, trainer.policy.device)
+    surprisal = -trainer.policy.score(padded).logprobs.detach()[padded.trained].mean()
+    assert tally.metrics()["validation/entropy"] == pytest.approx(float(surprisal), rel=1e-5)
 
 
 def test_a_recipe_without_its_own_data_says_so(trainer_of):
