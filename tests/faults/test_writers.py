@@ -215,8 +215,8 @@ def test_a_driver_that_dies_as_it_takes_the_store_keeps_it_from_nobody(
 @pytest.mark.parametrize("point", OTHERS["a report"])
 def test_a_report_is_written_whole_the_next_time(point: str, tmp_path: Path) -> None:
     def files(root: Path) -> dict[str, bytes]:
-        found = (root / "reports" / STUDY.name).iterdir()
-        return {path.name: path.read_bytes() for path in found if path.name[0] != "."}
+        found = (root / "reports" / STUDY.name).glob("[!.]*")
+        return {path.name: path.read_bytes() for path in found}
 
     record(STUDY, tmp_path)
     write_report(tmp_path)
@@ -225,3 +225,4 @@ def test_a_report_is_written_whole_the_next_time(point: str, tmp_path: Path) -> 
     assert files(tmp_path) == before  # each file is the old one or the new one
     write_report(tmp_path)
     assert files(tmp_path) == before
+    assert list((tmp_path / "reports").rglob(".*")) == []  # what the dead one had begun is gone
