@@ -15,7 +15,7 @@ from analysis.panel import draw, save, styled
 from analysis.sheet import Sheet
 from analysis.style import looks
 from analysis.table import Table
-from workbench.durable import new_file
+from workbench.durable import new_file, sweep
 from workbench.identity import nearest
 from workbench.study import Study
 
@@ -95,6 +95,7 @@ def report(
         )
     folder = root / "reports" / study.name
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent)
     shown = [write(each, runs, folder) for each in wanted]
     drawn = [each for each in wanted if isinstance(each, Comparison)]
     shown += [write_forest(each, runs.of(each.needed), folder) for each in drawn]

@@ -21,6 +21,7 @@ from workbench.records import new_file
 from workbench.schema import File
 from workbench.study import Study
 from workbench.tracking import Mirror
+from workbench.tracking.store import DEFAULTS
 
 pytestmark = pytest.mark.integration
 
@@ -93,7 +94,11 @@ class Server:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            self.command, stdout=self.log, stderr=self.log, start_new_session=True
+            self.command,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
+            env={**os.environ, **DEFAULTS},
         )
         deadline = time.monotonic() + START
         while not self.answers():

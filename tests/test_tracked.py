@@ -1,5 +1,6 @@
 """Runs read back from a real MLflow, from a file and from a server, are the runs that were."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from workbench.tracking import (
     log_report,
     store_uri,
 )
+from workbench.tracking.store import DEFAULTS
 
 STUDY = make_study("tracked", arms=("base", "SFT", "HPT", "SFT->GRPO"), seeds=(0, 1))
 FRAMES = ("history", "evaluations", "questions", "budget")
@@ -59,7 +61,8 @@ def server_uri(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
     command += ["--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    quiet = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
+    with subprocess.Popen(command, env={**os.environ, **DEFAULTS}, **quiet) as server:
         try:
             uri = f"http://127.0.0.1:{port}"
             _wait_for(f"{uri}/health", server)

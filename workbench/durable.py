@@ -11,7 +11,8 @@ that a new write has its points by itself.
     move                    .moved
 
 A disk that is full (or a quota, or a limit on file sizes) is a `DiskFull`, which names the path and
-the bytes; whatever was there before is still there.
+the bytes; whatever was there before is still there. A process whose claim another has taken since
+writes nothing more: see `fenced`.
 """
 
 import errno
@@ -21,7 +22,7 @@ import re
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -55,6 +56,41 @@ class DiskFull(OSError):
         return str(self.strerror)
 
 
+class Fenced(OSError):
+    """A write that is refused, because another process has taken what this one had claimed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            errno.ESTALE, f"{path} is not written: another process has taken over since"
+        )
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+_claims: list[Callable[[], bool]] = []  # of this process: whether each is its own still
+
+
+@contextmanager
+def fenced(mine: Callable[[], bool]) -> Iterator[None]:
+    """While the block runs, this process writes durably only as long as `mine()` is true.
+
+    A process may sleep (its machine did, its network was cut) until others count it as gone. When
+    it wakes up, its claim is looked at before each write becomes visible. What cannot be closed
+    from here is the moment between that look and the write.
+    """
+    _claims.append(mine)
+    try:
+        yield
+    finally:
+        _claims.remove(mine)
+
+
+def _refuse_if_fenced(path: Path) -> None:
+    if not all(mine() for mine in _claims):
+        raise Fenced(path)
+
+
 @contextmanager
 def new_file(path: Path, mode: str = "wb", point: str = "") -> Iterator[IO[Any]]:
     """A file that appears under its name whole and synced, or not at all.
@@ -63,6 +99,7 @@ def new_file(path: Path, mode: str = "wb", point: str = "") -> Iterator[IO[Any]]
 
     Raises:
         DiskFull: there is no room for it.
+        Fenced: another process has taken over since.
     """
     point = point or path.name
     with _in_the_making(path) as temporary:
@@ -72,6 +109,7 @@ def new_file(path: Path, mode: str = "wb", point: str = "") -> Iterator[IO[Any]]
             handle.flush()
             os.fsync(handle.fileno())
         fault(f"{point}.written")
+        _refuse_if_fenced(path)
         os.replace(temporary, path)
     fault(f"{point}.renamed")
     sync_directory(path.parent)
@@ -83,6 +121,7 @@ def new_folder(path: Path, point: str) -> Iterator[Path]:
 
     Raises:
         DiskFull: there is no room for it.
+        Fenced: another process has taken over since.
     """
     with _in_the_making(path) as temporary:
         temporary.mkdir()
@@ -93,6 +132,7 @@ def new_folder(path: Path, point: str) -> Iterator[Path]:
                 os.fsync(handle.fileno())
         sync_directory(temporary)
         fault(f"{point}.written")
+        _refuse_if_fenced(path)
         if path.exists():
             remove_tree(path, point)
         os.replace(temporary, path)
@@ -105,16 +145,21 @@ def append(path: Path, line: bytes, point: str = "") -> None:
 
     Raises:
         DiskFull: there is no room for it; the file is as it was.
+        Fenced: another process has taken over since; the file is its.
     """
     point = point or path.name
+    _refuse_if_fenced(path)
     make_folder(path.parent)
     with open(path, "ab+", buffering=0) as handle:
         whole = _cut_torn_line(handle, path)
         try:
             _write(handle, line[: len(line) // 2])
             fault(f"{point}.torn")
+            _refuse_if_fenced(path)
             _write(handle, line[len(line) // 2 :])
             os.fsync(handle.fileno())
+        except Fenced:
+            raise
         except OSError as error:
             written = handle.seek(0, os.SEEK_END) - whole
             handle.truncate(whole)
@@ -127,12 +172,14 @@ def append(path: Path, line: bytes, point: str = "") -> None:
 def remove(path: Path, point: str = "") -> None:
     """Removes a file, if it is there."""
     if path.exists():
+        _refuse_if_fenced(path)
         path.unlink(missing_ok=True)
         fault(f"{point or path.name}.removed")
 
 
 def remove_tree(path: Path, point: str) -> None:
     """Removes a folder in one visible step: it is renamed out of sight first."""
+    _refuse_if_fenced(path)
     hidden = path.with_name(f".{path.name}.removed")
     shutil.rmtree(hidden, ignore_errors=True)
     os.replace(path, hidden)
@@ -143,6 +190,7 @@ def remove_tree(path: Path, point: str) -> None:
 
 def move(source: Path, target: Path, point: str) -> None:
     """Renames a file or a folder within one file system."""
+    _refuse_if_fenced(target)
     make_folder(target.parent)
     os.replace(source, target)
     fault(f"{point}.moved")

@@ -24,6 +24,8 @@ import json
 import logging
 import os
 import re
+import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,13 +33,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from workbench.durable import append, make_folder, new_file, remove, sweep
+from workbench.durable import append, fenced, make_folder, new_file, remove, sweep
 from workbench.identity import canonical, fingerprint, imports, restore
 from workbench.recipe import Measurement, Probe, Recipe
 from workbench.schema import File
 from workbench.study import describe, flatten
 
 log = logging.getLogger(__name__)
+
+NOBODY = ("?", "?", "")  # process, host and token where a lock does not say
 
 Row = dict[str, Any]
 
@@ -127,6 +131,8 @@ class Run:
     def claim(self) -> Iterator[None]:
         """Holds the run for this process; the kernel gives it back the moment the process dies.
 
+        Not every file system shares locks between hosts: see `fenced` for those.
+
         Raises:
             Held: another process has it.
         """
@@ -135,14 +141,30 @@ class Run:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                handle.seek(0)
-                holder = handle.read().decode()
-                raise Held(f"{self.path} is held by process {holder}") from error
-            with suppress(OSError):  # a full disk; who holds it is told to people only
+                process, host, _ = self._holder
+                raise Held(f"{self.path} is held by process {process} on {host}") from error
+            with suppress(OSError):  # a full disk
                 handle.truncate(0)
-                handle.write(str(os.getpid()).encode())
-            sweep(self.path)
+                handle.write(f"{os.getpid()} {socket.gethostname()} {uuid.uuid4().hex}".encode())
+            with self.fenced():
+                sweep(self.path)
+                yield
+
+    @contextmanager
+    def fenced(self) -> Iterator[None]:
+        """Lets this process write durably only until somebody else claims the run, wherever."""
+        mine = self._holder
+        with fenced(lambda: self._holder in (mine, NOBODY)):
             yield
+
+    @property
+    def _holder(self) -> tuple[str, ...]:
+        """Process, host and token of the last claim, as its process wrote them down."""
+        try:
+            written = tuple((self.path / File.LOCK).read_text().split())
+        except FileNotFoundError:  # it was removed, which alone takes nothing from anyone
+            return NOBODY
+        return written if len(written) == len(NOBODY) else NOBODY
 
     @property
     def held(self) -> bool:
@@ -158,9 +180,9 @@ class Run:
 
     @property
     def holder(self) -> int | None:
-        """The process that trains it now."""
-        written = (self.path / File.LOCK).read_text() if self.held else ""
-        return int(written) if written.isdecimal() else None
+        """The process of this host that trains it now."""
+        process, host, _ = self._holder if self.held else NOBODY
+        return int(process) if host == socket.gethostname() else None
 
     def beat(self) -> None:
         """Shows that the process that holds the run gets on."""

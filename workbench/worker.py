@@ -1,7 +1,7 @@
 """The process that trains one run directory: the same under every launcher.
 
 Exit status: 0 the run has its result and its measurements, 1 an error (in `failure.json`), 3 held
-by another process, 130 interrupted with its checkpoint saved.
+or taken over by another process, 130 interrupted with its checkpoint saved.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import models, provenance
-from workbench.durable import DiskFull, move, remove_tree, sweep
+from workbench.durable import DiskFull, Fenced, move, remove_tree, sweep
 from workbench.recipe import Measurement, Probe
 from workbench.records import Held, Interrupted, Run
 from workbench.resources import Resources
@@ -75,6 +75,9 @@ def _work(run: Run, options: argparse.Namespace) -> int:
         log.info("%s", reason)
         _tell(run, Failure.INTERRUPTED, reason)
         return INTERRUPTED
+    except Fenced as error:
+        log.error("%s", error)
+        return HELD
     except Exception as error:  # the rim of the process: recorded, and told by the exit status
         with contextlib.suppress(OSError):  # the log may be on the disk that is full
             traceback.print_exc()
@@ -206,12 +209,7 @@ def _measure(
         path = initial_weights(run, recipe, run.seed)
     policy = open_policy(recipe, path, resources)
     data = open_data(run, policy.tokenizer)
-
-    def get_on() -> None:
-        run.beat()
-        if stopping():
-            raise Interrupted("stopped while measuring")
-
+    get_on = _attending(run, stopping, "stopped while measuring")
     with contextlib.closing(open_engine(recipe, policy, resources, get_on)) as engine:
         for number, measurement in enumerate(measurements):
             run.tell(f"measuring {measurement.suite} ({number + 1} of {len(measurements)})")
@@ -263,21 +261,30 @@ def _probe_apart(run: Run, resources: Resources, asked: str) -> None:
 
     torch.set_num_threads(1)
     (stop,) = _stop_apart
-    _probe(run, resources, run.asked(asked), stop.is_set)
+    with run.fenced():  # which its process has claimed
+        _probe(run, resources, run.asked(asked), stop.is_set)
 
 
 def _probe(run: Run, resources: Resources, plan: Probe, stopping: Callable[[], bool]) -> None:
     from workbench.training.probe import probe
     from workbench.training.trainer import open_checkpoint
 
-    def asked() -> bool:
-        run.beat()
-        return stopping()
-
     run.tell(f"probe of step {plan.step}, distance {plan.distance}")
-    trainer = open_checkpoint(run, plan.step, resources)
+    get_on = _attending(run, stopping, "stopped in a probe, which begins again")
+    trainer = open_checkpoint(run, plan.step, resources, get_on)
     with contextlib.closing(trainer.engine):
-        probe(run, trainer, plan, asked)
+        probe(run, trainer, plan, get_on)
+
+
+def _attending(run: Run, stopping: Callable[[], bool], stopped: str) -> Callable[[], None]:
+    """What is called whenever the work got further: shows that, and ends it where that is asked."""
+
+    def get_on() -> None:
+        run.beat()
+        if stopping():
+            raise Interrupted(stopped)
+
+    return get_on
 
 
 if __name__ == "__main__":

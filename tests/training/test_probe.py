@@ -132,9 +132,27 @@ def test_probes_that_run_at_once_are_stopped_together(small, open_run):
 
 def test_a_probe_that_is_stopped_leaves_nothing(small, open_run):
     run = open_run(small)
+
+    def stop() -> None:
+        raise Interrupted
+
     with pytest.raises(Interrupted):
-        probe(run, open_checkpoint(run, 0, Resources()), TINY, lambda: True)
+        probe(run, open_checkpoint(run, 0, Resources()), TINY, stop)
     assert not run.probe_path(TINY).exists()
+
+
+def test_a_probe_that_is_stopped_ends_in_the_middle_of_a_response(small, open_run):
+    positions = []
+
+    def stop() -> None:
+        positions.append(len(positions))  # tokens drawn so far
+        if len(positions) == 3:
+            raise Interrupted
+
+    run = open_run(small)
+    with pytest.raises(Interrupted):
+        probe(run, open_checkpoint(run, 0, Resources(), stop), TINY)
+    assert positions == [0, 1, 2]
 
 
 def test_a_probe_says_how_far_it_is(small, open_run):

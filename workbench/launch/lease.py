@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.durable import is_alive, sweep
+from workbench.durable import fenced, is_alive, sweep
 from workbench.records import Held, read_json, write_json
 
 NAME = ".driver.json"
@@ -44,7 +44,7 @@ class Lease:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Holds the store while the block runs.
+        """Holds the store while the block runs; once it is lost, nothing durable is written.
 
         Raises:
             Held: another driver has it; the message says where it runs.
@@ -58,7 +58,8 @@ class Lease:
         beating = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
         beating.start()
         try:
-            yield
+            with fenced(self._mine):
+                yield
         finally:
             self._over.set()
             beating.join()

@@ -125,9 +125,16 @@ class RayProcess:
         return code
 
     def send_signal(self, number: int) -> None:
-        """Asks it to stop; no signal goes from node to node, so it is asked by a file."""
+        """Asks it to stop; no signal goes from node to node, so it is asked by a file.
+
+        One that cannot be asked is ended, and goes on from its checkpoint.
+        """
         if number in (signal.SIGINT, signal.SIGTERM):
-            self.job.run.ask_to_stop(f"{signal.Signals(number).name} to the driver")
+            try:
+                self.job.run.ask_to_stop(f"{signal.Signals(number).name} to the driver")
+            except OSError as error:  # a full disk, or another driver's store by now
+                log.warning("%s cannot be asked to stop: %s", self.job.name, error)
+                self.kill_all()
 
     def kill_all(self) -> None:
         """Ends it at once, wherever it is."""
@@ -171,9 +178,11 @@ class RayLauncher(Launcher):
         """
         with self._lease.hold():
             for event in super().run():
-                if self._lease.lost and not (self.stopping or self._signals):
-                    log.error("another driver took %s: this one stops", self.root)
-                    self._signals.append(signal.SIGTERM)
+                if self._lease.lost and not self.stopping:
+                    # Asking would be a file in a run that is another's by now.
+                    log.error("another driver took %s: this one ends what it trains", self.root)
+                    self.stopping = True
+                    self._send(signal.SIGKILL)
                 yield event
 
     def _open(self, job: Job, slot: Slot, taken: list[int], command: list[str]) -> Attempt:

@@ -20,7 +20,7 @@ COMPACT_BELOW = 0.75  # share of live rows at which the dead ones leave the cach
 
 @dataclass
 class TransformersEngine:
-    """Decodes up to `sequences` responses together, and calls `get_on` after each such batch."""
+    """Decodes up to `sequences` responses together, and calls `get_on` before every token."""
 
     model: PreTrainedModel
     end: frozenset[int]
@@ -38,7 +38,6 @@ class TransformersEngine:
         order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt))
         for chunk in _chunks(requests, order, self.sequences):
             found |= zip(chunk, self._decode([requests[i] for i in chunk], decoding), strict=True)
-            self.get_on()
         self.model.train(was_training)
         return [found[index] for index in range(len(requests))]
 
@@ -62,6 +61,7 @@ class TransformersEngine:
         row = torch.arange(noise.shape[1], device=device)  # which response a batch row is
         live = torch.ones_like(row, dtype=torch.bool)
         for position in range(decoding.max_tokens):
+            self.get_on()
             drawn, logprob = draw(decoder.logits, noise[position, row], decoding)
             tokens[position, row] = drawn
             logprobs[position, row] = logprob

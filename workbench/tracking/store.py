@@ -12,7 +12,8 @@ from urllib.parse import quote, unquote
 from workbench.durable import fault, make_folder, move, remove
 
 # Our processes report nothing to anyone unless asked to, and an unreachable server is given up
-# after seconds, not minutes: the mirror tries again later anyway.
+# after seconds, not minutes: the mirror tries again later anyway. A server's eight processes for
+# jobs of GenAI applications would take more of the machine than itself, for nothing of ours.
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -20,6 +21,7 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
 
 

@@ -21,7 +21,7 @@ from workbench import upge
 from workbench.durable import new_file
 from workbench.problems import Problem
 from workbench.recipe import Probe, replace
-from workbench.records import Interrupted, Run
+from workbench.records import Run
 from workbench.rollout import Request
 from workbench.schema import File
 from workbench.training.gradient import Sketch
@@ -44,19 +44,16 @@ TOLD = 64  # sequences after which people are told how far it is
 Watch = Callable[[int, int], object]
 
 
-def probe(run: Run, trainer: Trainer, plan: Probe, stopping: Callable[[], bool] = bool) -> None:
+def probe(run: Run, trainer: Trainer, plan: Probe, get_on: Callable[[], object] = bool) -> None:
     """Measures the trainer's checkpoint and records the moments.
 
     The trainer's policy is moved by `plan.distance` optimizer steps and of no use after that.
-
-    Raises:
-        Interrupted: `stopping` became true; a probe that is not whole leaves nothing.
+    `get_on` is called before every gradient; where it raises, the probe leaves nothing.
     """
     began = time.perf_counter()
 
     def watch(done: int, of: int) -> None:
-        if stopping():
-            raise Interrupted("stopped in a probe, which begins again")
+        get_on()
         if done % TOLD == 0:
             where = f"probe of step {plan.step}, distance {plan.distance}"
             run.tell(f"{where}: {done:,} of {of:,} sequences")

@@ -133,8 +133,12 @@ def open_trainer(run: Run, resources: Resources) -> Trainer:
     return trainer
 
 
-def open_checkpoint(run: Run, step: int, resources: Resources) -> Trainer:
+def open_checkpoint(
+    run: Run, step: int, resources: Resources, get_on: Callable[[], None] | None = None
+) -> Trainer:
     """A trainer with the weights after some steps of the run, and an optimizer without a past.
+
+    Its engine calls `get_on` whenever it got further; the run is told so unless given.
 
     Raises:
         FileNotFoundError: the checkpoint was not kept.
@@ -154,7 +158,7 @@ def open_checkpoint(run: Run, step: int, resources: Resources) -> Trainer:
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    engine = open_engine(recipe, policy, resources, run.beat)
+    engine = open_engine(recipe, policy, resources, get_on or run.beat)
     data = open_data(run, policy.tokenizer)
     sketch = Sketch(policy.model.parameters(), SKETCH)
     return Trainer(
