@@ -178,11 +178,11 @@ class Dynamics(Drawing):
     smooth: Count = 5
 
     def panels(self, runs: Runs) -> Panels:
-        moved = runs.history.reindex(columns=list(self.METRICS)).abs().max() > 0
+        largest = runs.history.reindex(columns=list(self.METRICS)).abs().max().to_dict()
         drawn = [
             Curve(STEP.key, key, 1 if key.startswith("validation/") else self.smooth)
             for key in self.METRICS
-            if moved[key]
+            if largest[key] > 0
         ]
         return replace(_of_history(runs, drawn, self.keys(runs.labels)), left_out=())
 

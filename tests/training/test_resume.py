@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import count
 
 import pytest
 from safetensors.torch import load_file
 
 from workbench import Evaluation, replace, upge
 from workbench.identity import field_names
-from workbench.records import Run
+from workbench.records import Interrupted, Run
 from workbench.resources import Resources
 from workbench.schema import WALL_CLOCK, File
 from workbench.training import checkpoint
@@ -64,6 +65,23 @@ def test_kill_and_resume_is_bit_identical(method, updates, small, tmp_path):
         process.wait()
     assert worker(killed).wait() == 0
     assert_same_end(whole, killed, recipe.steps)
+
+
+def test_a_stop_ends_the_rollouts_of_a_step_that_then_never_began(small, open_run, tmp_path):
+    whole, stopped = open_run(small), Run(tmp_path / "b/cells/x/seed-0")
+    stopped.create(small, 0)
+    train(open_trainer(whole, EVERY_STEP), whole)
+    trainer = open_trainer(stopped, Resources(checkpoint_every=100))
+    asked = count(1)
+
+    def stopping() -> bool:
+        return trainer.progress.step == 2 and next(asked) > 5
+
+    with pytest.raises(Interrupted, match="after step 2 of 4"):
+        train(trainer, stopped, stopping=stopping)
+    assert stopped.rows()[-1]["step"] == checkpoint.latest(stopped) == 2
+    train(open_trainer(stopped, EVERY_STEP), stopped)
+    assert_same_end(whole, stopped, small.steps)
 
 
 def test_sigterm_saves_and_the_next_worker_goes_on(small, open_run):

@@ -1,6 +1,6 @@
 """The interface of rollout engines: prompts in, sampled tokens with their log-probabilities out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,7 +47,13 @@ class Decoding:
 
 
 class Engine(Protocol):
-    """Draws responses from the policy as it is at the time of the call."""
+    """Draws responses from the policy as it is at the time of the call.
+
+    Attributes:
+        get_on: called whenever the engine got further; what it raises ends the call.
+    """
+
+    get_on: Callable[[], object]
 
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
         """For each request its responses, in order."""

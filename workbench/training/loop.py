@@ -1,11 +1,12 @@
 """The training loop: sample, grade, gate, estimate, step, log."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 from workbench.problems import Problem
 from workbench.records import Interrupted, Run
 from workbench.schema import File
-from workbench.training import keeping
+from workbench.training import checkpoint, keeping
 from workbench.training.keeping import kept_steps
 from workbench.training.randomness import questions_of
 from workbench.training.record import metrics_row, question_row, write_rollouts
@@ -23,7 +24,8 @@ def train(
     """Trains from where the trainer is to the recipe's last step, recording every one.
 
     Raises:
-        Interrupted: `stopping` became true; the checkpoint of the last step is saved.
+        Interrupted: `stopping` became true, after a step or in the rollouts of one, which then
+            never began; the checkpoint of the last step is saved.
     """
     recipe, progress, kept = trainer.recipe, trainer.progress, kept_steps(trainer, keep)
     stamps = run.rewind(progress.step)
@@ -35,7 +37,7 @@ def train(
         step, tally, before = progress.step + 1, Tally(), progress.tokens
         with tally.timed("time/step"):
             problems, epoch = _problems(trainer, step)
-            with tally.timed("time/rollout"):
+            with tally.timed("time/rollout"), _stoppable(trainer, run, kept, stopping):
                 rollouts = sample(trainer, problems, step)
             with tally.timed("time/grade"):
                 sequences = grade(trainer, problems, rollouts)
@@ -60,6 +62,32 @@ def train(
             keeping.save(trainer, run, kept)
         if stop and step < recipe.steps:
             raise Interrupted(f"stopped after step {step} of {recipe.steps}")
+
+
+@contextmanager
+def _stoppable(
+    trainer: Trainer, run: Run, kept: Collection[int], stopping: Callable[[], bool]
+) -> Iterator[None]:
+    """Lets a stop end the rollouts: of a step they take longest, and nothing has changed yet."""
+    engine, done = trainer.engine, trainer.progress.step
+    get_on = engine.get_on
+
+    def attend() -> None:
+        get_on()
+        if stopping():
+            raise Interrupted(
+                f"stopped in the rollouts after step {done} of {trainer.recipe.steps}"
+            )
+
+    engine.get_on = attend
+    try:
+        yield
+    except Interrupted:
+        if done not in {0, checkpoint.latest(run)}:
+            keeping.save(trainer, run, kept)
+        raise
+    finally:
+        engine.get_on = get_on
 
 
 def _problems(trainer: Trainer, step: int) -> tuple[list[Problem], int]:
