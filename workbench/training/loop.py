@@ -75,9 +75,7 @@ def _stoppable(
     def attend() -> None:
         get_on()
         if stopping():
-            raise Interrupted(
-                f"stopped in the rollouts after step {done} of {trainer.recipe.steps}"
-            )
+            raise Interrupted(f"stopped after step {done} of {trainer.recipe.steps}")
 
     engine.get_on = attend
     try:
