@@ -30,17 +30,13 @@ from workbench import Data, Optimizer, Recipe, Resources, Sampling, replace, upg
 from workbench.footprint import GIB, device_here, memory, seconds, shape_of
 from workbench.models import locate
 from workbench.records import run_of
+from workbench.rollout import Request
+from workbench.training.sampling import grade, prompt_of, sample
+from workbench.training.scoring import collate
 from workbench.training.statistics import rollout_statistics
 from workbench.training.tally import Tally
-from workbench.training.trainer import (
-    Trainer,
-    collate,
-    grade,
-    open_checkpoint,
-    prompt_of,
-    sample,
-    update,
-)
+from workbench.training.trainer import Trainer, open_checkpoint
+from workbench.training.update import update
 
 SIZES = {  # layers, width, MLP, heads, heads of keys and values, vocabulary
     "tiny": (2, 64, 128, 4, 2, 512),
@@ -188,8 +184,6 @@ def _follows(trainer: Trainer) -> bool:
         ids = torch.tensor([prompt], device=trainer.policy.device)
         best = trainer.policy.model(input_ids=ids).logits[0, -1].float().topk(3).indices.tolist()
     greedy = with_fields(trainer.decoding, temperature=1e-6, max_tokens=1)
-    from workbench.rollout import Request
-
     ((found,),) = trainer.engine.generate([Request(prompt, 1, 0)], greedy)
     return found.tokens[0] in best  # rounding may change places among the best
 

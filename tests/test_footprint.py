@@ -26,9 +26,12 @@ from workbench.footprint import (
 from workbench.problems import published
 from workbench.records import run_of
 from workbench.training.policy import Policy
+from workbench.training.sampling import grade
+from workbench.training.scoring import collate
 from workbench.training.sequences import Padded, micro_batches
 from workbench.training.tally import Tally
-from workbench.training.trainer import collate, grade, open_checkpoint, update
+from workbench.training.trainer import open_checkpoint
+from workbench.training.update import update
 
 DATA = published.openr1_math_46k()
 H100 = DEVICES["h100-80gb"]

@@ -215,8 +215,8 @@ def test_a_setting_outside_its_rule_is_refused(fields) -> None:
 
 def test_positions_of_a_model_are_the_limit_of_its_answers() -> None:
     recipe = Recipe(Model("arithmetic-1m", positions=100), Data("arithmetic"))
-    long = replace(recipe, sampling=Sampling(max_tokens=100))
-    validate(Study("short", [replace(recipe, sampling=Sampling(max_tokens=99))]))
+    long = replace(recipe, sampling=Sampling(max_tokens=76))
+    validate(Study("short", [replace(recipe, sampling=Sampling(max_tokens=75))]))
     with pytest.raises(ValueError, match="reads 100 tokens"):
         validate(Study("long", [long]))
 
