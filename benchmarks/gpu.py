@@ -92,7 +92,7 @@ def recipe_of(model: str, size: str) -> Recipe:
         model,
         Data("arithmetic"),
         upge.reinforce(),  # random answers are all wrong: GRPO's advantage would be 0
-        questions=32,
+        questions=4 if size == "tiny" else 32,
         rollouts=8,
         sampling=Sampling(max_tokens=TOKENS[size]),
         optimizer=Optimizer(learning_rate=1e-4),
@@ -182,7 +182,13 @@ def _follows(trainer: Trainer) -> bool:
     with torch.no_grad():
         trainer.policy.model.lm_head.weight.mul_(-1)
         ids = torch.tensor([prompt], device=trainer.policy.device)
-        best = trainer.policy.model(input_ids=ids).logits[0, -1].float().topk(3).indices.tolist()
+        best = (
+            trainer.policy.model(input_ids=ids, use_cache=False)
+            .logits[0, -1]
+            .float()
+            .topk(3)
+            .indices.tolist()
+        )
     greedy = with_fields(trainer.decoding, temperature=1e-6, max_tokens=1)
     ((found,),) = trainer.engine.generate([Request(prompt, 1, 0)], greedy)
     return found.tokens[0] in best  # rounding may change places among the best
