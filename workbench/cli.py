@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from workbench.durable import DiskFull
+from workbench.footprint import DEVICES
 from workbench.records import Held
 from workbench.studyfile import Mistake, StudyFile, load
 
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 OK, FAILED, MISTAKEN, INTERRUPTED = 0, 1, 2, 130
 LAUNCHERS = ("local", "ray")
 LAUNCHER_HELP = "processes of this machine, or an existing Ray cluster"
+ON_HELP = (
+    "plan for a machine with such GPUs: say what memory and time it would take, and what this "
+    f"machine lacks, without the network ({', '.join(DEVICES)})"
+)
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 R = TypeVar("R")
@@ -84,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument(
             "--root", type=Path, default=Path("mlruns"), help="the tracking folder (mlruns)"
         )
+        if name == "plan":
+            each.add_argument("--on", choices=DEVICES, metavar="DEVICE", help=ON_HELP)
         if name in ("run", "search"):
             each.add_argument("--launcher", choices=LAUNCHERS, default="local", help=LAUNCHER_HELP)
         if name == "search":
@@ -128,16 +135,20 @@ def _root(options: argparse.Namespace) -> Path:
 # --- plan and status ------------------------------------------------------------------------------
 
 
-def _loaded(options: argparse.Namespace) -> StudyFile:
-    """The study file with everything checked that can be before training."""
+def _loaded(options: argparse.Namespace, lacking: list[str] | None = None) -> StudyFile:
+    """The study file with everything checked that can be before training.
+
+    What this machine lacks is an error, unless there is a list that takes it.
+    """
     from workbench.cli_report import outputs
     from workbench.launch import slots
     from workbench.plan import validate
 
     file = load(options.study, options.name)
     for variable, study in file.studies.items():
-        file.checked(variable, validate)
-        file.checked(variable, lambda each: slots(each.resources))
+        file.checked(variable, lambda each: validate(each, lacking))
+        if lacking is None:
+            file.checked(variable, lambda each: slots(each.resources))
         for output in outputs(file, study):
             file.checked(variable, lambda _, output=output: output.check())
     if file.searches:
@@ -156,16 +167,23 @@ def _jobs(file: StudyFile, variable: str, options: argparse.Namespace) -> "list[
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from workbench import plan
+    from workbench import cli_estimate, plan
     from workbench.terminal import console
 
-    terminal, file = console(), _loaded(options)
+    lacking: list[str] | None = None
+    if options.on is not None:
+        lacking = []
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    terminal, file = console(), _loaded(options, lacking)
     for variable, study in file.studies.items():
         jobs = _jobs(file, variable, options)
         terminal.print(_plan_table(study, jobs))
-        summary = _plan_summary(study, jobs, plan.cost(jobs, _root(options)))
-        for line in (*summary, *_declared(file, study)):
+        summary = _plan_summary(study, jobs, plan.cost(jobs, _root(options)), options.on is None)
+        estimates = cli_estimate.describe(study, jobs, options.on)
+        for line in (*summary, *_declared(file, study), *estimates):
             terminal.print(line)
+    for line in lacking or ():
+        terminal.print(f"not here, so not checked: {line}")
     for search in file.searches.values():
         from workbench import cli_search
 
@@ -214,18 +232,21 @@ def _name_of(recipe: object, jobs: Sequence["Job"]) -> str:
     return next(job.label for job in jobs if job.recipe == recipe)
 
 
-def _plan_summary(study: "Study", jobs: Sequence["Job"], cost: "Cost") -> list[str]:
+def _plan_summary(study: "Study", jobs: Sequence["Job"], cost: "Cost", here: bool) -> list[str]:
+    """What is left; how long it takes if it is trained here and runs like it were timed."""
     from workbench.display import clock
     from workbench.launch import slots
 
     left = sum(not job.done for job in jobs)
-    room = slots(study.resources)
     lines = [
         f"{study.name}: {len(study.cells)} cells, {len(jobs)} runs, {left} to train or measure"
     ]
     if cost.steps:
         lines.append(f"at most {cost.steps:,} steps and {cost.tokens:,} sampled tokens")
+    if not here:
+        return [*lines, *_probe_lines(jobs)]
     if cost.seconds is not None:
+        room = slots(study.resources)
         wall = clock(cost.seconds / min(len(room), max(1, left)))
         lines.append(
             f"about {clock(cost.seconds)} of training, {wall} with {len(room)} at once "

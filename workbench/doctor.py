@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from workbench import provenance
+from workbench.footprint import GIB, device_here, largest
 from workbench.identity import fingerprint
 from workbench.launch import slots
 from workbench.plan import validate
@@ -68,15 +69,35 @@ def study_checks(file: StudyFile) -> list[Check]:
     for variable, study in file.studies.items():
         engines = {recipe.sampling.engine for recipe in study.recipes.values()}
         checks += [(find_spec(each) is not None, f"rollout engine {each}") for each in engines]
+        lacking: list[str] = []
         try:
-            file.checked(variable, validate)
-            checks.append((True, f"{study.name}: model and data"))
-            checks += data_checks(study)
+            file.checked(variable, lambda each, found=lacking: validate(each, found))
+            checks += [(False, f"{study.name}: {each}") for each in lacking]
+            if not lacking:
+                checks.append((True, f"{study.name}: model and data"))
+                checks += data_checks(study)
+            checks += _memory_checks(study)
             room = file.checked(variable, lambda each: slots(each.resources))
             checks.append((True, f"{study.name}: room for {len(room)} cells at once"))
         except Mistake as mistake:
             checks.append((False, f"{study.name}: {mistake}"))
     return checks
+
+
+def _memory_checks(study: Study) -> list[Check]:
+    """Whether the GPU holds the arm that takes most of it, by the estimate of `plan`."""
+    device = device_here(study.resources)
+    if device is None:
+        return []
+    found = largest(study.recipes, study.resources, device)
+    if found is None:
+        return []
+    label, memory = found
+    text = (
+        f"{study.name}: arm {label} takes {memory.peak / GIB:.0f} GiB of the GPU by estimate, of "
+        f"{device.memory / GIB:.0f}"
+    )
+    return [(memory.peak <= device.memory, text)]
 
 
 def data_checks(study: Study) -> list[Check]:

@@ -6,9 +6,9 @@ the old policy are equal, so recipes that differ only in what tells those apart 
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from workbench.recipe import (
     Data,
     Evaluation,
     Measurement,
+    Model,
     Probe,
     Recipe,
     Start,
     check_vllm_temperature,
 )
 from workbench.records import Run, cells_root, folder_of, read_json, run_in, run_of
+from workbench.resources import Lacking
 from workbench.schema import VALIDATION_LEVEL, File
 from workbench.study import Cell, Study, describe
 
@@ -211,20 +213,34 @@ def _sources_first(jobs: list[Job]) -> list[Job]:
 # --- what is wrong with it ------------------------------------------------------------------------
 
 
-def validate(study: Study) -> None:
-    """Raises ValueError on what can be known to be wrong before anything is trained."""
+def validate(study: Study, lacking: list[str] | None = None) -> None:
+    """Raises ValueError on what can be known to be wrong before anything is trained.
+
+    Args:
+        study: all of its arms are checked, and what they start from.
+        lacking: takes what this machine lacks for it, a sentence each, in place of an error; what
+            needs that stays unchecked.
+
+    Raises:
+        Lacking: a model, data, a package or a device is not to be had here.
+    """
     homes: dict[str, str] = {}
     for label, recipe in study.recipes.items():
         _check_identity(label, recipe, homes)
         for each in _with_sources(recipe):
-            _check_engine(each, study.evaluation)
-            _check_prompt(each)
-            _check_data(label, each)
-            _check_length(each, "Sampling.max_tokens", each.sampling.max_tokens)
-            _check_best(label, each, study.resources.best_by)
+            _or_note(partial(_check_engine, each, study.evaluation), lacking)
+            _or_note(partial(_check_prompt, each), lacking)
+            if _has_data(each, lacking):
+                _check_data(label, each)
+                sampled = each.sampling.max_tokens
+                _or_note(partial(_check_length, each, "Sampling.max_tokens", sampled), lacking)
+                _check_best(label, each, study.resources.best_by)
         measured = measurements(study, recipe)
+        if not _has_data(recipe, lacking):
+            continue
         if study.evaluation.max_tokens is not None:
-            _check_length(recipe, "Evaluation.max_tokens", study.evaluation.max_tokens)
+            longest = study.evaluation.max_tokens
+            _or_note(partial(_check_length, recipe, "Evaluation.max_tokens", longest), lacking)
         _check_problems(label, recipe, measured)
         for probe in study.probes:
             _check_probe(label, recipe, probe)
@@ -234,6 +250,31 @@ def validate(study: Study) -> None:
                 f"Evaluation.more asks for more of suite {suite!r}, which Evaluation.suites leaves "
                 f"out; add it there or choose one of: {', '.join(study.evaluation.suites)}"
             )
+
+
+def _or_note(check: Callable[[], object], lacking: list[str] | None) -> None:
+    """Makes a check; what the machine lacks for it goes into the list, once, if there is one."""
+    try:
+        check()
+    except Lacking as error:
+        if lacking is None:
+            raise
+        if str(error) not in lacking:
+            lacking.append(str(error))
+
+
+def _has_data(recipe: Recipe, lacking: list[str] | None) -> bool:
+    """Whether the data can be read here; what of it cannot goes into the list, if there is one."""
+    if lacking is None:
+        return True
+    missing = _lacking_data(recipe.data)
+    lacking += [each for each in missing if each not in lacking]
+    return not missing
+
+
+@lru_cache(maxsize=8)
+def _lacking_data(data: Data | Corpus) -> list[str]:
+    return loaders.lacking(data)
 
 
 def _check_identity(label: str, recipe: Recipe, homes: dict[str, str]) -> None:
@@ -253,29 +294,29 @@ def _with_sources(recipe: Recipe) -> Iterator[Recipe]:
 
 def _check_length(recipe: Recipe, field: str, tokens: int) -> None:
     """Refuses responses for which the model has no positions left after the longest prompt."""
-    limit, prompt = _positions(recipe.model, recipe.data)
+    limit, prompt = _positions(recipe.base, recipe.data)
     if limit is not None and prompt + tokens > limit:
         room = limit - prompt
         hint = f"use at most {room}" if room > 0 else "use a model that reads more"
         raise ValueError(
-            f"{field} is {tokens}, but model {recipe.model!r} reads {limit} tokens, and the "
+            f"{field} is {tokens}, but model {recipe.base.name!r} reads {limit} tokens, and the "
             f"longest prompt of {recipe.data.name!r} has {prompt} of them; {hint}"
         )
 
 
 @lru_cache(maxsize=64)
-def _positions(model: str, data: Data | Corpus) -> tuple[int | None, int]:
+def _positions(model: Model, data: Data | Corpus) -> tuple[int | None, int]:
     """Tokens that the model reads, None if only the hub can say, and those of the longest prompt.
 
     A chat's are not counted, as its template needs all of transformers: at least 1 is left for it.
     """
-    limit, loaded = models.positions(model), loaders.load(data)
+    limit, loaded = model.positions or models.positions(model.name), loaders.load(data)
     if limit is None or isinstance(loaded.prompt, Chat):
         return limit, 1
     allowed = data.longest if isinstance(data, Corpus) else None
     lengths = [1]
     for part, problems in loaded.parts.items():
-        found = models.lengths(model, [loaded.prompt(each.question) for each in problems])
+        found = models.lengths(model.name, [loaded.prompt(each.question) for each in problems])
         dropped = part in ("train", "validation") and allowed is not None  # where they are longer
         lengths += [n for n in found if not dropped or n <= allowed]
     return limit, max(lengths)
@@ -303,7 +344,7 @@ def _check_engine(recipe: Recipe, evaluation: Evaluation) -> None:
         check_vllm_temperature(recipe.sampling.temperature)
         check_vllm_temperature(evaluation.temperature)
     if find_spec(engine) is None:
-        raise ValueError(
+        raise Lacking(
             f"Sampling.engine is {engine!r}, which is not installed; pip install "
             f"'post-training-workbench[{engine}]', or use engine='transformers'"
         )
@@ -311,7 +352,7 @@ def _check_engine(recipe: Recipe, evaluation: Evaluation) -> None:
 
 def _check_prompt(recipe: Recipe) -> None:
     """Refuses a chat prompt for a local model without a chat template; the hub is not asked."""
-    folder = Path(models.locate(recipe.model))
+    folder = Path(models.locate(recipe.base.name))
     config = folder / "tokenizer_config.json"
     if not isinstance(recipe.data, Corpus) or not isinstance(recipe.data.prompt, Chat):
         return
@@ -319,8 +360,8 @@ def _check_prompt(recipe: Recipe) -> None:
         return
     if not read_json(config).get("chat_template"):
         raise ValueError(
-            f"model {recipe.model!r} has no chat template for {recipe.data.prompt}; give the text "
-            "itself, as Text(...) or one of workbench.problems.prompts"
+            f"model {recipe.base.name!r} has no chat template for {recipe.data.prompt}; give the "
+            "text itself, as Text(...) or one of workbench.problems.prompts"
         )
 
 
@@ -445,7 +486,7 @@ def _sizes(recipe: Recipe) -> Sizes:
     """What the time of a step depends on: the model, the sizes, and whether rollouts are drawn."""
     batch = (recipe.questions, recipe.rollouts, recipe.updates_per_batch, recipe.epochs_per_batch)
     sampled = recipe.method is not None and recipe.method.samples_rollouts
-    return (recipe.model, *map(str, batch), str(recipe.sampling.max_tokens), str(sampled))
+    return (str(recipe.model), *map(str, batch), str(recipe.sampling.max_tokens), str(sampled))
 
 
 def seconds_a_step(wanted: set[Sizes], root: Path) -> dict[Sizes, float]:

@@ -57,6 +57,16 @@ class Objective(Component):
         return False
 
     @property
+    def needs_old(self) -> bool:
+        """Whether an update reads the old policy before it begins, not only as it goes."""
+        return False
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the model as it was before training stays beside the policy."""
+        return False
+
+    @property
     def has_auxiliary(self) -> bool:
         """Whether losses beside the estimators are added."""
         return False
@@ -74,6 +84,20 @@ class Data(Component):
     name: str
     train: Count | None = None
     seed: int = 0
+
+
+class Model(Component):
+    """A base model with some settings that are not those of its own configuration.
+
+    Attributes:
+        name: `arithmetic-1m` (shipped), a Hugging Face name or a local folder.
+        rope_theta: base of the wave lengths of its rotary embedding; None leaves the model's.
+        positions: tokens that it may read, prompt and response together; None leaves the model's.
+    """
+
+    name: str
+    rope_theta: Positive | None = None
+    positions: Count | None = None
 
 
 class Sampling(Component):
@@ -198,7 +222,8 @@ class Recipe(Component):
     """One experiment but for its seed.
 
     Attributes:
-        model: `arithmetic-1m` (shipped), a Hugging Face name or a local folder.
+        model: `arithmetic-1m` (shipped), a Hugging Face name or a local folder; or a `Model`, with
+            settings of its own.
         data: the questions, of the small world or of a corpus.
         method: an `upge` method or estimator; None leaves the model as it is.
         steps: rollout batches (or demonstration batches) in the whole run.
@@ -214,7 +239,7 @@ class Recipe(Component):
         start: the checkpoint of another recipe to start from.
     """
 
-    model: str
+    model: str | Model
     data: Data | Corpus
     method: Objective | None = None
     steps: Count = 40
@@ -238,6 +263,11 @@ class Recipe(Component):
                 f"Data.train is {self.data.train}, fewer than the {self.questions} questions of a "
                 f"step; use at most questions={self.data.train}"
             )
+
+    @property
+    def base(self) -> Model:
+        """The model, with no setting of its own where it is a name."""
+        return self.model if isinstance(self.model, Model) else Model(self.model)
 
     def using(self, method: Objective | None, **changes: Any) -> Self:
         """This recipe with another method, and any other field changed with it.

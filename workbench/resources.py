@@ -10,6 +10,10 @@ from workbench.rules import Count, OneOf, Positive, Whole
 LEAST_TOKENS = 256  # a micro-batch below which memory is not what a smaller one would save
 
 
+class Lacking(ValueError):
+    """What is asked for may be right, but this machine cannot have it: no mistake of the study."""
+
+
 @dataclass(frozen=True)
 class Resources:
     """What one cell may use.
@@ -22,6 +26,8 @@ class Resources:
             threads a cell's probes take one each, side by side.
         tokens: padded tokens in one micro-batch; bounds memory, changes no result. None takes what
             was fastest: 2,048 on a processor (it stays in the cache), 32,768 on a GPU.
+        recompute: keep the input of each layer alone and compute the rest again for the gradient,
+            which takes a third more of an update's arithmetic.
         sequences: sequences that one rollout call decodes together.
         tensor_parallel: GPUs, or processes on a processor, that a vLLM engine is spread over.
         engine_apart: whether a vLLM engine has the last of the cell's GPUs to itself; else it
@@ -40,6 +46,7 @@ class Resources:
     gpus: Count = 1
     threads: Count = 1
     tokens: Count | None = None
+    recompute: bool = False
     sequences: Count = 512
     tensor_parallel: Count = 1
     engine_apart: bool = False

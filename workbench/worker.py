@@ -66,7 +66,7 @@ def _work(run: Run, options: argparse.Namespace) -> int:
         measurements = [Measurement(**each) for each in json.loads(options.measurements)]
         keep = [int(step) for step in options.keep.split(",") if step]
         probes = [run.asked(name) for name in options.probes.split(",") if name]
-        revision = models.revision(run.recipe().model)
+        revision = models.revision(run.recipe().base.name)
         provenance.record(run, resources=asdict(resources), model_revision=revision)
         _complete(run, resources, measurements, probes, keep, stopping)
     except Interrupted as error:

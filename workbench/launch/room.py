@@ -14,7 +14,7 @@ from pathlib import Path
 
 from workbench.durable import make_folder
 from workbench.provenance import cores, gpus
-from workbench.resources import Resources
+from workbench.resources import Lacking, Resources
 
 FOLDER = "WORKBENCH_SLOTS"  # environment: where the locks lie, unless in the folder for temporaries
 
@@ -60,13 +60,13 @@ def slots(resources: Resources) -> list[Slot]:
     """One slot for each set of GPUs, or else for each share of the cores.
 
     Raises:
-        ValueError: more GPUs are asked for than there are.
+        Lacking: more GPUs are asked for than there are.
     """
     found = () if resources.device == "cpu" else gpus()
     if resources.device == "cuda" and not found:
-        raise ValueError("Resources.device is 'cuda', but there is no GPU; choose auto or cpu")
+        raise Lacking("Resources.device is 'cuda', but there is no GPU; choose auto or cpu")
     if found and resources.gpus > len(found):
-        raise ValueError(
+        raise Lacking(
             f"Resources.gpus is {resources.gpus}, but there are {len(found)}; "
             f"use at most {len(found)}"
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.identity import nearest
+from workbench.resources import Lacking
 
 SHIPPED = Path(__file__).parent
 
@@ -20,16 +21,19 @@ def locate(name: str) -> str:
     """What `from_pretrained` takes for a model's name: a folder, or a hub name.
 
     Raises:
-        ValueError: neither shipped, nor a local folder, nor on the hub (or in its cache).
+        Lacking: a hub name, and neither the hub nor its cache gives the model.
+        ValueError: no hub name either, so that no machine could have it.
     """
     if name in shipped():
         return str(SHIPPED / name)
     # Not Path.is_file, which raises on what can be no path at all: too long a name, a null in it.
     if os.path.isfile(Path(name) / "config.json"):
         return str(Path(name).resolve())
-    if name.count("/") == 1 and not os.path.exists(name) and _on_hub(name):
+    hub_name = name.count("/") == 1 and not os.path.exists(name)
+    if hub_name and _on_hub(name):
         return name
-    raise ValueError(
+    kind = Lacking if hub_name else ValueError
+    raise kind(
         f"no model {name!r}, shipped, in a local folder or on the hub; {nearest(name, shipped())}"
     )
 

@@ -20,6 +20,7 @@ from workbench.problems.corpus import Corpus, Rows
 from workbench.problems.problem import Dataset, Origin, Problem, Suite
 from workbench.problems.reading import Row, demonstrations, key_of, read
 from workbench.recipe import Data
+from workbench.resources import Lacking
 
 NAMES = ("arithmetic",)
 TRAIN = 600  # questions of the small world unless Data.train says otherwise
@@ -32,6 +33,7 @@ def load(data: Data | Corpus) -> Dataset:
     """The data set, made once a process.
 
     Raises:
+        Lacking: the hub and its cache do not give one of its tables.
         ValueError: no data set of that name; for a corpus a file, a column, a split or a
             configuration that is not there, or other contents than its revision.
     """
@@ -43,6 +45,27 @@ def load(data: Data | Corpus) -> Dataset:
             "(data from the hub or from files is a Corpus)"
         )
     return arithmetic(TRAIN if data.train is None else data.train, data.seed)
+
+
+def lacking(data: Data | Corpus) -> list[str]:
+    """What of the data this machine cannot get, a sentence for each of its tables.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    found = []
+    for rows in _tables_of(data) if isinstance(data, Corpus) else ():
+        try:
+            _table(rows)
+        except Lacking as error:
+            found.append(str(error))
+    return found
+
+
+def _tables_of(corpus: Corpus) -> list[Rows]:
+    optional = (corpus.demonstrations, corpus.validation)
+    own = [rows for rows in optional if isinstance(rows, Rows)]
+    return [corpus.rows, *own, *(suite.rows for suite in corpus.suites)]
 
 
 def outside(data: Data | Corpus) -> dict[str, bool]:
@@ -263,7 +286,7 @@ def _builder(rows: Rows, source: str, config: str | None) -> Any:
         raise ValueError(f"{rows.source}: {error}") from error
     except Exception as error:  # no network, no such name, no access: each its own exception
         reason = " ".join(str(error).split())
-        raise ValueError(
+        raise Lacking(
             f"{rows.source} is no local file or folder, and the hub does not give it: {reason}"
         ) from error
     return builder

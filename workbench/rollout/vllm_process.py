@@ -38,6 +38,7 @@ class Setup:
 
     Attributes:
         model: folder or hub name; its configuration is read, its weights never are.
+        settings: of the configuration, as the trainer has them.
         dtype: of weights and computation.
         end: token ids that end a response.
         sequences: responses that are decoded together.
@@ -48,6 +49,7 @@ class Setup:
     """
 
     model: str
+    settings: dict[str, Any]
     dtype: str
     end: tuple[int, ...]
     sequences: int
@@ -115,6 +117,7 @@ class Served:
         cache = {} if setup.cache is None else {"kv_cache_memory_bytes": setup.cache}
         self.llm = LLM(
             setup.model,
+            hf_overrides=setup.settings,
             load_format="dummy",  # every order brings the weights
             skip_tokenizer_init=True,
             generation_config="vllm",  # nothing but what an order says

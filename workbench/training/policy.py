@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
+from workbench.recipe import Model
 from workbench.training.sequences import Padded
 from workbench.upge import Current
 
@@ -124,10 +127,22 @@ def _entropy(logits: Tensor, total: Tensor) -> Tensor:
 
 
 def load_policy(
-    path: str, device: torch.device, dtype: str, temperature: float, values: bool
+    path: str,
+    device: torch.device,
+    dtype: str,
+    temperature: float,
+    values: bool,
+    base: Model | None = None,
 ) -> Policy:
-    """The policy in a folder or on the hub; a value head starts at zero unless saved beside it."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    """The policy in a folder or on the hub; a value head starts at zero unless saved beside it.
+
+    Settings of `base` that are not None take the place of the configuration's.
+
+    Raises:
+        ValueError: such settings for a model without a rotary embedding.
+    """
+    config = configured(path, base)
+    model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32)
     model.to(device)  # type: ignore[arg-type]
     head = None
     if values:
@@ -142,6 +157,34 @@ def load_policy(
     tokenizer = AutoTokenizer.from_pretrained(path)
     model.train()
     return Policy(model, tokenizer, temperature, getattr(torch, dtype), head)
+
+
+def reading_settings(policy: Policy) -> dict[str, Any]:
+    """The settings of the model's configuration that a `Model` may change, as they are."""
+    names = ("max_position_embeddings", "rope_parameters")
+    return {n: getattr(policy.model.config, n) for n in names if hasattr(policy.model.config, n)}
+
+
+def configured(path: str, base: Model | None = None) -> PreTrainedConfig:
+    """The configuration in a folder or on the hub, with the settings of `base`.
+
+    Raises:
+        ValueError: there are settings, and the model has no rotary embedding.
+    """
+    config = AutoConfig.from_pretrained(path)
+    if base is None or (base.rope_theta is None and base.positions is None):
+        return config
+    rotary = getattr(config, "rope_parameters", None)
+    if rotary is None:
+        raise ValueError(
+            f"{base} has settings of a rotary embedding, which model {base.name!r} does not have; "
+            f"write model={base.name!r}"
+        )
+    if base.rope_theta is not None:
+        config.rope_parameters = {**rotary, "rope_theta": base.rope_theta}
+    if base.positions is not None:
+        config.max_position_embeddings = base.positions
+    return config
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -19,7 +19,7 @@ from workbench.rollout.vllm_engine import Setup, VllmEngine
 from workbench.training import checkpoint
 from workbench.training.data import open_data
 from workbench.training.gradient import SKETCH, Sketch
-from workbench.training.policy import Policy, load_policy, pick_device
+from workbench.training.policy import Policy, load_policy, pick_device, reading_settings
 
 
 @dataclass
@@ -86,7 +86,11 @@ def open_policy(recipe: Recipe, path: str, resources: Resources) -> Policy:
     """The recipe's policy with the weights in a folder."""
     values = recipe.method is not None and recipe.method.needs_values
     device = pick_device(resources.device)
-    return load_policy(path, device, recipe.dtype, recipe.sampling.temperature, values)
+    temperature = recipe.sampling.temperature
+    policy = load_policy(path, device, recipe.dtype, temperature, values, recipe.base)
+    if resources.recompute:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy
 
 
 def open_engine(
@@ -104,6 +108,7 @@ def _vllm_setup(recipe: Recipe, policy: Policy, resources: Resources) -> Setup:
         cache = 1.0
     return Setup(
         model=str(policy.model.name_or_path),
+        settings=reading_settings(policy),
         dtype=recipe.dtype,
         end=tuple(sorted(policy.end)),
         sequences=resources.sequences,
@@ -173,7 +178,7 @@ def initial_weights(run: Run, recipe: Recipe, seed: int) -> str:
         FileNotFoundError: the recipe starts from a checkpoint that is not there.
     """
     if recipe.start is None:
-        return locate(recipe.model)
+        return locate(recipe.base.name)
     source = run_of(run.path.parents[2], recipe.start.recipe, seed)
     return str(kept(source, recipe.start.step))
 

@@ -1,0 +1,245 @@
+"""Memory and time worked out beforehand, against sums by hand and against counted tensors."""
+
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM as AutoModel
+from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
+
+from workbench import Data, Recipe, Resources, Sampling, presets, replace, upge
+from workbench.footprint import (
+    DEVICES,
+    GIB,
+    PUBLISHED,
+    Shape,
+    memory,
+    micro_batch,
+    seconds,
+    shape_of,
+    total,
+)
+from workbench.problems import published
+from workbench.records import run_of
+from workbench.training.policy import Policy
+from workbench.training.sampling import grade
+from workbench.training.scoring import collate
+from workbench.training.sequences import Padded, micro_batches
+from workbench.training.tally import Tally
+from workbench.training.trainer import open_checkpoint
+from workbench.training.update import update
+
+DATA = published.openr1_math_46k()
+H100 = DEVICES["h100-80gb"]
+LARGE = Resources(tokens=9216, recompute=True)
+SMALL = Recipe("arithmetic-1m", Data("arithmetic"), upge.sft())
+TINY = Shape(4, 128, 512, 4, 4, 55, tied=True, qkv_bias=True)
+
+
+def paper(model: str) -> Recipe:
+    return presets.paper_arms(presets.long_qwen(model), DATA)["GRPO"]
+
+
+# --- parameters -----------------------------------------------------------------------------------
+
+# As the models' pages on the hub count them.
+PARAMETERS = {
+    "Qwen/Qwen2.5-Math-1.5B": 1_543_714_304,
+    "Qwen/Qwen2.5-Math-7B": 7_615_616_512,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_the_published_count(name: str) -> None:
+    assert PUBLISHED[name].parameters == PARAMETERS[name]
+
+
+def test_the_shape_of_the_shipped_model_is_read_from_its_configuration() -> None:
+    assert shape_of(SMALL.base) == TINY
+
+
+def test_a_model_that_is_not_known_has_no_shape() -> None:
+    assert shape_of(replace(SMALL, model="someone/something").base) is None
+
+
+# --- memory, by hand ------------------------------------------------------------------------------
+
+# GiB on one H100 at 9,216 tokens, recomputed, with vLLM beside the trainer. By hand for 1.5B:
+# 16 x 1.5437e9 = 24.70e9 bytes always; (4 x 1536 x 28 + 34 x 1536 + 8 x 8960) x 9216 = 2.727e9,
+# 20 x 151936 x 9216 = 28.005e9 and 2 x 151936 x 1536 = 0.467e9 in an update; 45% of 79 GiB in a
+# rollout. For 7B 16 x 7.6156e9; 6.219e9, 28.028e9 and 1.090e9; the same 45%.
+BY_HAND = {
+    "Qwen/Qwen2.5-Math-1.5B": (23.00, 29.06, 35.55),
+    "Qwen/Qwen2.5-Math-7B": (113.48, 32.91, 35.55),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_memory_is_as_worked_out_by_hand(name: str) -> None:
+    found = memory(paper(name), LARGE, PUBLISHED[name], H100)
+    parts = [total(lines) / GIB for lines in (found.always, found.update, found.rollout)]
+    assert parts == pytest.approx(BY_HAND[name], abs=0.01)
+    assert found.peak / GIB == pytest.approx(parts[0] + max(parts[1:]), abs=0.01)
+
+
+def test_a_micro_batch_holds_the_longest_sequence() -> None:
+    recipe = paper("Qwen/Qwen2.5-Math-1.5B")
+    assert micro_batch(recipe, Resources(tokens=1000), on_gpu=True) == 1024 + 8192
+    assert micro_batch(recipe, Resources(), on_gpu=True) == 32_768
+
+
+def test_an_engine_apart_takes_nothing_of_the_trainers_gpu() -> None:
+    apart = replace_resources(LARGE, gpus=2, engine_apart=True)
+    shape = PUBLISHED["Qwen/Qwen2.5-Math-1.5B"]
+    assert memory(paper("Qwen/Qwen2.5-Math-1.5B"), apart, shape, H100).rollout == ()
+
+
+def replace_resources(resources: Resources, **changes: object) -> Resources:
+    return Resources(**{**vars(resources), **changes})
+
+
+def test_a_cell_without_rollouts_has_none_and_a_kl_penalty_has_a_second_model() -> None:
+    assert memory(SMALL, Resources(), TINY, None).rollout == ()
+    grpo = replace(upge.grpo(), auxiliary=(upge.KLPenalty(0.1, to_base=True),))
+    lines = memory(SMALL.using(grpo), Resources(), TINY, None).always
+    assert total(lines) == (16 + 4) * TINY.parameters
+
+
+# --- memory, counted ------------------------------------------------------------------------------
+
+
+class Counting(TorchDispatchMode):
+    """Counts the bytes of live storages that were made under it, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, torch.Tensor):
+                self._count(leaf.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def config_of(name: str, layers: int) -> PreTrainedConfig:
+    shape = PUBLISHED[name]
+    kind = LlamaConfig if "llama" in name else Qwen2Config
+    return kind(
+        num_hidden_layers=layers,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        vocab_size=shape.vocabulary,
+        tie_word_embeddings=shape.tied,
+    )
+
+
+def counted(name: str, layers: int, tokens: int, dtype: str, recompute: bool) -> int:
+    """Bytes at the peak of a micro-batch's passes, without the gradients; tensors have no data."""
+    with FakeTensorMode(), Counting() as counting:
+        model = AutoModel.from_config(config_of(name, layers), dtype=torch.float32).train()
+        if recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        policy = Policy(model, None, 1.0, getattr(torch, dtype))  # type: ignore[arg-type]
+        ids = torch.zeros(1, tokens, dtype=torch.long)
+        one = torch.ones(1, dtype=torch.long)
+        padded = Padded(ids, one, 1, torch.ones(1, tokens - 1, dtype=torch.bool))
+        before = counting.peak = counting.now
+        current = policy.score(padded, entropy=True)
+        torch.autograd.grad(current.logprobs.sum(), model.lm_head.weight)
+        return counting.peak - before
+
+
+@pytest.mark.parametrize(("name", "dtype", "recompute"), [
+    ("Qwen/Qwen2.5-Math-1.5B", "bfloat16", False),
+    ("Qwen/Qwen2.5-Math-1.5B", "bfloat16", True),
+    ("Qwen/Qwen2.5-Math-1.5B", "float32", False),
+    ("Qwen/Qwen2.5-Math-7B", "bfloat16", True),
+    ("meta-llama/Llama-3.1-8B", "bfloat16", False),
+])  # fmt: skip
+def test_an_update_takes_what_counting_its_tensors_gives(name, dtype, recompute) -> None:
+    layers, tokens = 3, 1024
+    recipe = replace(paper(name), dtype=dtype, data=Data("arithmetic"), sampling=Sampling())
+    resources = Resources(tokens=tokens, recompute=recompute)
+    shape = Shape(**{**vars(PUBLISHED[name]), "layers": layers})
+    estimated = total(memory(recipe, resources, shape, H100).update)
+    assert estimated == pytest.approx(counted(name, layers, tokens, dtype, recompute), rel=0.07)
+
+
+def test_the_measured_small_model_takes_what_was_estimated(tmp_path: Path) -> None:
+    """One SFT update of 48 demonstrations, in micro-batches of at most 2,048 padded tokens."""
+    recipe = replace(SMALL, questions=48, gradient_blocks=1)
+    run = run_of(tmp_path, recipe, 0)
+    run.create(recipe, 0)
+    trainer = open_checkpoint(run, 0, Resources(device="cpu"))
+    parameters = sum(p.numel() for p in trainer.policy.model.parameters())
+    assert parameters == TINY.parameters
+    with Counting() as counting:
+        for weights in trainer.policy.model.parameters():
+            weights.data.mul_(1)  # counted from now on: they were loaded before
+        problems = list(trainer.data.train[:48])
+        sequences = grade(trainer, problems, [[] for _ in problems])
+        batch = collate(trainer, sequences)
+        before = counting.peak = counting.now
+        update(trainer, sequences, batch, Tally())
+        after, peak = counting.now - before, counting.peak - before
+    assert after == pytest.approx(12 * parameters, rel=0.02)  # gradients, AdamW's two moments
+    lengths = [len(s.prompt + s.response) for s in sequences]
+    groups = micro_batches(sequences, range(len(sequences)), trainer.micro_batch)
+    tokens = max(len(group) * max(lengths[row] for row in group) for group in groups)
+    short = replace(recipe, sampling=Sampling(max_tokens=1))
+    found = memory(short, Resources(tokens=tokens), TINY, None)
+    gradients = 4 * parameters
+    assert peak == pytest.approx(total(found.update) + gradients, rel=0.15)
+
+
+# --- time, by hand --------------------------------------------------------------------------------
+
+
+def test_seconds_are_as_worked_out_by_hand() -> None:
+    """1.5B on one H100: what a reader gets with a pencil.
+
+    Cache: 45% of 79 GiB less 3.087e9 bytes of weights is 35.08e9; a sequence of 9,216 tokens has
+    28,672 bytes each, 264.2e6: 132 of them. A token of all reads 3.087e9 bytes of weights and 132 x
+    4,608 x 28,672 of keys and values, 20.53e9 together: 12.26 ms at half of 3.35e12 bytes a second.
+    A forward pass takes 2 x (1.5437e9 + 28 x 1536 x 9216) = 3.880e9 operations a token, an update
+    four of them (backward two, recomputed one), at 40% of 989e12.
+    """
+    name = "Qwen/Qwen2.5-Math-1.5B"
+    found = seconds(paper(name), LARGE, PUBLISHED[name], H100)
+    assert found.together == 132
+    assert found.rollout_rate == pytest.approx(132 / 12.255e-3, rel=1e-3)
+    assert found.rollout == pytest.approx(128 * 8 * 8192 / 10_771, rel=1e-3)
+    assert found.update_rate == pytest.approx(0.4 * 989e12 / (4 * 3.8802e9), rel=1e-3)
+    assert found.update == pytest.approx(128 * 8 * 9216 / 25_489, rel=1e-3)
+
+
+def test_a_pass_of_its_own_for_the_old_policy_takes_its_time() -> None:
+    recipe, shape = paper("Qwen/Qwen2.5-Math-1.5B"), PUBLISHED["Qwen/Qwen2.5-Math-1.5B"]
+    one = seconds(recipe, Resources(), shape, H100)
+    two = seconds(replace(recipe, updates_per_batch=2), Resources(), shape, H100)
+    assert two.update == pytest.approx(one.update * 4 / 3)
+    sft = seconds(recipe.using(upge.sft()), Resources(), shape, H100)
+    assert sft.rollout == 0
+    assert sft.update == pytest.approx(one.update / 8)  # 128 sequences, not 1,024

@@ -1,0 +1,255 @@
+"""The paper's runs on models of its own size: planned anywhere, and dry-run with all but the scale.
+
+A dry run has two random layers of the same architecture, a tokenizer of the same kind, the same
+columns, prompts and suites, two steps, and short answers.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from transformers import GPT2Config
+
+from analysis import runs as load
+from workbench import (
+    Constant,
+    Data,
+    Model,
+    Recipe,
+    Sampling,
+    Study,
+    Validation,
+    presets,
+    replace,
+    upge,
+)
+from workbench.doctor import study_checks
+from workbench.identity import load_module
+from workbench.plan import measurements, validate
+from workbench.records import run_of
+from workbench.resources import Lacking, Resources
+from workbench.study import differences
+from workbench.studyfile import StudyFile
+from workbench.training.evaluation import measure
+from workbench.training.loop import train
+from workbench.training.policy import configured, load_policy, reading_settings
+from workbench.training.trainer import open_trainer
+
+FOLDER = Path(__file__).parents[1] / "studies" / "large"
+FILES = sorted(FOLDER.glob("*.py"))
+STEPS, TOKENS = 2, 16
+BY_VLLM = Sampling(engine="vllm")
+
+
+def module_of(name: str):
+    return load_module(str(FOLDER / f"{name}.py"))
+
+
+def studies_of(name: str) -> dict[str, Study]:
+    return {v.name: v for v in vars(module_of(name)).values() if isinstance(v, Study)}
+
+
+# --- what they are --------------------------------------------------------------------------------
+
+
+def test_the_files_differ_in_model_data_and_gate_alone() -> None:
+    small, large, llama = (module_of(name).arms for name in ("qwen_1_5b", "qwen_7b", "llama_8b"))
+    for label, recipe in small.items():
+        changed = {key.partition(".")[0] for key in differences(recipe, large[label])}
+        assert changed == ({"model", "start"} if label == "SFT->GRPO" else {"model"})
+        other = {key.partition(".")[0] for key in differences(recipe, llama[label])}
+        assert other <= {"model", "data", "start", "method"}
+        assert "method" not in other or label == "HPT"
+    assert llama["HPT"].method == upge.hpt(upge.Switch(2 / 8))
+
+
+@pytest.mark.parametrize("name", [path.stem for path in FILES])
+def test_every_arm_has_the_papers_setting(name: str) -> None:
+    for label, recipe in module_of(name).arms.items():
+        assert (recipe.steps, recipe.questions) == (500, 128)
+        assert recipe.rollouts == (7 if label == "LUFFY" else 8)
+        assert (recipe.sampling.temperature, recipe.sampling.max_tokens) == (1.0, 8192)
+        adamw = recipe.optimizer
+        assert (adamw.learning_rate, adamw.weight_decay) == (5e-6, 0.01)
+        assert (adamw.betas, adamw.schedule) == ((0.9, 0.999), Constant())
+        assert recipe.dtype == "bfloat16"
+
+
+def test_evaluation_is_the_papers() -> None:
+    (main, seen) = (studies_of("qwen_7b")[name] for name in ("qwen-7b", "qwen-7b-pass-at-k"))
+    found = {m.suite: m for m in measurements(main, main.recipes["HPT"])}
+    many = {suite for suite, m in found.items() if m.samples == 32}
+    assert many == {"aime24", "aime25", "amc23"}
+    assert {m.samples for suite, m in found.items() if suite not in many} == {1}
+    assert {(m.temperature, m.top_p, m.max_tokens) for m in found.values()} == {(0.6, 0.95, 8192)}
+    assert len(found) == 8
+    large_k = measurements(seen, seen.recipes["HPT"])
+    assert {(m.suite, m.samples) for m in large_k} == {(suite, 2048) for suite in many}
+    assert seen.recipes == main.recipes  # the same checkpoints: nothing is trained for Pass@k
+
+
+def test_qwen_is_lengthened_and_llama_left_alone() -> None:
+    qwen = module_of("qwen_7b").arms["HPT"].model
+    assert str(qwen) == "Model('Qwen/Qwen2.5-Math-7B', rope_theta=40000.0, positions=16384)"
+    assert module_of("llama_8b").arms["HPT"].base == Model("meta-llama/Llama-3.1-8B")
+
+
+# --- planned where nothing of it is ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["qwen_1_5b", "qwen_7b"])
+def test_a_plan_needs_no_network_and_names_what_is_not_here(name: str, tmp_path: Path) -> None:
+    empty = {"HF_HOME": str(tmp_path / "hub"), "COLUMNS": "300"}
+    command = [sys.executable, "-m", "workbench", "plan", str(FOLDER / f"{name}.py")]
+    done = subprocess.run(
+        [*command, "--on", "h100-80gb", "--root", str(tmp_path)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, **empty},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lacking = [ln for ln in done.stdout.splitlines() if ln.startswith("not here, so not checked")]
+    wanted = [module_of(name).arms["HPT"].base.name, "Elliott/Openr1-Math-46k-8192", "ai2_arc"]
+    assert all(any(each in line for line in lacking) for each in (*wanted, "Idavidrein/gpqa"))
+    fits = "fits" if name == "qwen_1_5b" else "does not fit"
+    assert f"GiB: {fits}" in done.stdout
+    assert "GPU hours at most" in done.stdout
+
+
+# --- dry runs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory):
+    """Makes the recipes of a study small: its model, tables, steps and tokens, and no more."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny")
+    models = {
+        "qwen": tiny_models.qwen(folder / "qwen"),
+        "llama": tiny_models.llama(folder / "llama"),
+    }
+
+    def shrunk(recipe: Recipe) -> Recipe:
+        kind = "qwen" if "Qwen" in recipe.base.name else "llama"
+        model = replace(recipe.base, name=models[kind])
+        start = recipe.start
+        if start is not None:
+            start = replace(start, recipe=shrunk(start.recipe), step=STEPS)
+        return replace(
+            recipe,
+            model=model if isinstance(recipe.model, Model) else model.name,
+            data=tiny_models.local(recipe.data, folder / recipe.data.name),
+            steps=STEPS,
+            questions=4,
+            sampling=Sampling(max_tokens=TOKENS),
+            validation=Validation(every=STEPS, samples=1, problems=2),
+            start=start,
+        )
+
+    return shrunk
+
+
+def ran(study: Study, label: str, recipe: Recipe, root: Path) -> None:
+    """Trains one arm, and what it starts from, and measures it on one problem of each suite."""
+    if recipe.start is not None:
+        ran(study, label, recipe.start.recipe, root)
+    run = run_of(root, recipe, 0)
+    if run.finished:
+        return
+    run.create(recipe, 0)
+    trainer = open_trainer(run, Resources(recompute=True))
+    if recipe.method is not None:
+        train(trainer, run)
+        assert len(run.rows()) == STEPS + 1
+        assert run.rows()[-1]["optim/nonfinite"] == 0
+    for each in measurements(study, recipe):
+        measure(run, trainer.policy, trainer.engine, trainer.data, each)
+    run.finish({"steps": trainer.progress.step})
+
+
+@pytest.mark.parametrize("name", [path.stem for path in FILES])
+def test_every_arm_trains_and_is_measured_but_for_the_scale(name, tiny, tmp_path) -> None:
+    for study in studies_of(name).values():
+        evaluation = replace(study.evaluation, problems=1, max_tokens=8)
+        small = Study(
+            study.name, {k: tiny(v) for k, v in study.recipes.items()}, evaluation=evaluation
+        )
+        for label, recipe in small.recipes.items():
+            if "pass-at-k" not in study.name or label == "Base":
+                ran(small, label, recipe, tmp_path)
+        if study.name == "llama-8b":
+            table = dataclasses.replace(module_of(name).table_3, study=small)
+            assert len(table.sheet(load(small, tmp_path)).rows) == len(small.recipes)
+
+
+# --- a model with settings of its own -------------------------------------------------------------
+
+
+def test_settings_of_a_model_reach_its_configuration_and_its_frequencies(tmp_path) -> None:
+    folder = tiny_models.qwen(tmp_path)
+    model = presets.long_qwen(folder)
+    config = configured(folder, model)
+    assert (config.rope_parameters["rope_theta"], config.max_position_embeddings) == (4e4, 16384)
+    assert configured(folder).rope_parameters["rope_theta"] == 1e4
+    policy = load_policy(folder, torch.device("cpu"), "float32", 1.0, values=False, base=model)
+    found = policy.model.model.rotary_emb.inv_freq  # head width 8: theta^(-2j/8)
+    torch.testing.assert_close(found, 40_000.0 ** (-torch.arange(4) / 4))
+    assert reading_settings(policy)["max_position_embeddings"] == 16_384
+
+
+def test_settings_of_a_rotary_embedding_need_one(tmp_path) -> None:
+    GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"rotary embedding, which model .* does not have"):
+        configured(str(tmp_path), Model(str(tmp_path), positions=64))
+
+
+@pytest.mark.parametrize("fields", [{"rope_theta": 0.0}, {"positions": 0}], ids=str)
+def test_a_setting_outside_its_rule_is_refused(fields) -> None:
+    with pytest.raises(ValueError, match="Model"):
+        Model("arithmetic-1m", **fields)
+
+
+def test_positions_of_a_model_are_the_limit_of_its_answers() -> None:
+    recipe = Recipe(Model("arithmetic-1m", positions=100), Data("arithmetic"))
+    long = replace(recipe, sampling=Sampling(max_tokens=76))
+    validate(Study("short", [replace(recipe, sampling=Sampling(max_tokens=75))]))
+    with pytest.raises(ValueError, match="reads 100 tokens"):
+        validate(Study("long", [long]))
+
+
+def test_what_a_machine_lacks_is_an_error_unless_it_is_asked_for() -> None:
+    study = Study("vllm", [Recipe("arithmetic-1m", Data("arithmetic"), sampling=BY_VLLM)])
+    if find_spec("vllm") is not None:
+        pytest.skip("vLLM is here")
+    with pytest.raises(Lacking, match="not installed"):
+        validate(study)
+    lacking: list[str] = []
+    validate(study, lacking)
+    assert len(lacking) == 1
+    assert not all(fine for fine, _ in study_checks(StudyFile(Path("x.py"), sys, {"s": study})))
+
+
+def test_recomputed_layers_give_the_same_gradient(tmp_path) -> None:
+    recipe = Recipe(
+        "arithmetic-1m",
+        Data("arithmetic", train=20),
+        upge.sft(),
+        steps=1,
+        questions=4,
+        validation=Validation(samples=1, problems=1),
+    )
+    losses, gradients = [], []
+    for recompute in (False, True):
+        run = run_of(tmp_path / str(recompute), recipe, 0)
+        run.create(recipe, 0)
+        trainer = open_trainer(run, Resources(recompute=recompute))
+        assert trainer.policy.model.is_gradient_checkpointing is recompute
+        train(trainer, run)
+        losses.append(run.rows()[-1]["loss/total"])
+        gradients.append(run.rows()[-1]["optim/gradient_norm"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-6)

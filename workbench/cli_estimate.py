@@ -1,0 +1,74 @@
+"""What `workbench plan` says of memory and time on a GPU, with the reasoning."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from workbench import footprint
+from workbench.footprint import DEVICES, GIB, Device, Line, Memory, Seconds
+from workbench.plan import Job, steps_of
+from workbench.recipe import Recipe
+from workbench.resources import Resources
+from workbench.study import Study
+
+HOUR = 3600.0
+
+
+def describe(study: Study, jobs: Sequence[Job], on: str | None) -> list[str]:
+    """Lines for people: the device that was named, or the GPU that is here; none without one."""
+    device = DEVICES[on] if on is not None else footprint.device_here(study.resources)
+    if device is None:
+        return []
+    trained = {j.label: j.recipe for j in jobs if j.recipe.method is not None}
+    most = footprint.largest(trained, study.resources, device)
+    if most is None:
+        return [f"no estimate for {study.name}: the shapes of its models are not known here"]
+    label, memory = most
+    return [
+        *_memory_lines(label, memory, device),
+        *_time_lines(trained, jobs, study.resources, device),
+    ]
+
+
+def _memory_lines(label: str, memory: Memory, device: Device) -> list[str]:
+    fits = memory.peak <= device.memory
+    short = "does not fit: the trainer has one GPU, whatever Resources.gpus is"
+    verdict = "fits" if fits else short
+    return [
+        f"memory of the trainer's {device.name} ({device.memory / GIB:.0f} GiB), arm {label}, "
+        f"which takes most; P = {memory.parameters:,}:",
+        *_parts("always", memory.always),
+        *_parts("in an update", memory.update),
+        *_parts("in a rollout", memory.rollout),
+        f"  at the peak {memory.peak / GIB:.1f} GiB: {verdict}",
+    ]
+
+
+def _parts(when: str, lines: Iterable[Line]) -> list[str]:
+    return [f"  {when}: {ln.what} {ln.bytes / GIB:.1f} GiB = {ln.formula}" for ln in lines]
+
+
+def _time_lines(
+    trained: Mapping[str, Recipe], jobs: Sequence[Job], resources: Resources, device: Device
+) -> list[str]:
+    timed: dict[str, Seconds] = {}
+    for label, recipe in trained.items():
+        shape = footprint.shape_of(recipe.base)
+        if shape is not None:
+            timed[label] = footprint.seconds(recipe, resources, shape, device)
+    longest = max(timed, key=lambda label: timed[label].rollout + timed[label].update)
+    left = [job for job in jobs if job.label in timed and not job.run.finished]
+    hours = sum(steps_of(job.recipe) * _step(timed[job.label]) for job in left) / HOUR
+    each = timed[longest]
+    return [
+        f"time of a step on it, arm {longest}, which takes longest, if every response is as long "
+        "as may be:",
+        f"  rollout {each.rollout:,.0f} s at {each.rollout_rate:,.0f} tokens/s, {each.together} "
+        f"sequences together, at {footprint.DECODE_EFFICIENCY:.0%} of the bandwidth",
+        f"  update {each.update:,.0f} s at {each.update_rate:,.0f} tokens/s, "
+        f"{footprint.UPDATE_EFFICIENCY:.0%} of the peak arithmetic",
+        f"  what is left to train takes {hours * resources.gpus:,.0f} GPU hours at most "
+        "(both shares are assumed, not measured; evaluation not counted)",
+    ]
+
+
+def _step(seconds: Seconds) -> float:
+    return seconds.rollout + seconds.update

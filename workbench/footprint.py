@@ -1,0 +1,343 @@
+"""What a run takes of a device, worked out before it: bytes of memory and seconds of a step.
+
+Every figure comes with its formula. Symbols: P parameters, L layers, h width, i width of the MLP,
+V vocabulary, T tokens of a micro-batch. Sizes of tensors are those of this trainer with the Qwen2
+and Llama models of transformers 5, counted from the tensors that a forward pass keeps
+(`tests/test_footprint.py` counts them again); attention keeps no matrix of T x T. Seconds follow
+from the arithmetic and the traffic of a step and from the two efficiencies below, which are
+assumptions and were not measured.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.models import SHIPPED, shipped
+from workbench.problems.corpus import Corpus
+from workbench.provenance import gpus
+from workbench.recipe import Model, Recipe
+from workbench.records import read_json
+from workbench.resources import Resources
+
+GIB = 2**30
+UPDATE_EFFICIENCY = 0.4  # of the peak arithmetic: what dense models of this size are trained at
+DECODE_EFFICIENCY = 0.5  # of the peak bandwidth
+SHARED_ENGINE = 0.45  # of a GPU's memory that a vLLM engine beside the trainer may fill
+SMALL_WORLD_PROMPT = 64  # tokens, more than any prompt of the embedded world has
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU by its maker's figures.
+
+    Attributes:
+        name: as `plan --on` takes it.
+        memory: bytes that a program can have.
+        dense: operations a second in bfloat16 and float32, without sparsity and without TF32.
+        bandwidth: bytes a second of its memory.
+    """
+
+    name: str
+    memory: int
+    dense: Mapping[str, float]
+    bandwidth: float
+
+
+_AMPERE = {"bfloat16": 312e12, "float32": 19.5e12}
+_HOPPER = {"bfloat16": 989e12, "float32": 67e12}
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("a100-40gb", 39 * GIB, _AMPERE, 1.555e12),
+        Device("a100-80gb", 79 * GIB, _AMPERE, 2.039e12),
+        Device("a800-80gb", 79 * GIB, _AMPERE, 2.039e12),
+        Device("h100-80gb", 79 * GIB, _HOPPER, 3.35e12),
+        Device("h200", 139 * GIB, _HOPPER, 4.8e12),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a Llama-like decoder, named as configurations name them."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    tied: bool
+    qkv_bias: bool
+
+    @property
+    def head(self) -> int:
+        """Width of an attention head."""
+        return self.hidden // self.heads
+
+    @property
+    def in_layer(self) -> int:
+        """Parameters of one layer: attention, MLP and two norms."""
+        h, keys = self.hidden, self.kv_heads * self.head
+        biases = h + 2 * keys if self.qkv_bias else 0
+        return 2 * h * h + 2 * h * keys + biases + 3 * h * self.intermediate + 2 * h
+
+    @property
+    def parameters(self) -> int:
+        """All of them; tied embeddings count once."""
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return embeddings + self.layers * self.in_layer + self.hidden
+
+    @property
+    def multiplied(self) -> int:
+        """Parameters that a token is multiplied by: all but a table that is only looked up in."""
+        return self.parameters - (0 if self.tied else self.vocabulary * self.hidden)
+
+    def cached(self, number: int) -> int:
+        """Bytes of keys and values for a token, numbers of that many bytes."""
+        return 2 * self.layers * self.kv_heads * self.head * number
+
+
+# As the models' own config.json say, so that a plan needs no network.
+PUBLISHED = {
+    "Qwen/Qwen2.5-Math-1.5B": Shape(28, 1536, 8960, 12, 2, 151_936, True, True),
+    "Qwen/Qwen2.5-Math-7B": Shape(28, 3584, 18_944, 28, 4, 152_064, False, True),
+    "meta-llama/Llama-3.1-8B": Shape(32, 4096, 14_336, 32, 8, 128_256, False, False),
+}
+_BIASED = {"qwen2": True, "llama": False, "mistral": False}
+
+
+def device_here(resources: Resources) -> Device | None:
+    """The first GPU of this machine, if its name says which of the known ones it is."""
+    names = [] if resources.device == "cpu" else [name.lower() for _, name in gpus()]
+    for name in names[:1]:
+        for device in DEVICES.values():
+            if all(part in name for part in device.name.split("-")):
+                return device
+    return None
+
+
+def shape_of(model: Model) -> Shape | None:
+    """The shape of a published, shipped or local model; None where it is not known here."""
+    if model.name in PUBLISHED:
+        return PUBLISHED[model.name]
+    folder = SHIPPED / model.name if model.name in shipped() else Path(model.name)
+    path = folder / "config.json"
+    return _shape(read_json(path)) if path.is_file() else None
+
+
+def _shape(config: Mapping[str, Any]) -> Shape | None:
+    kind = config.get("model_type")
+    if kind not in _BIASED:
+        return None
+    heads = config["num_attention_heads"]
+    return Shape(
+        config["num_hidden_layers"],
+        config["hidden_size"],
+        config["intermediate_size"],
+        heads,
+        config.get("num_key_value_heads") or heads,
+        config["vocab_size"],
+        config.get("tie_word_embeddings", False),
+        config.get("attention_bias", _BIASED[kind]),
+    )
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that takes memory, in bytes, and how that was worked out."""
+
+    what: str
+    bytes: int
+    formula: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the trainer's GPU.
+
+    Attributes:
+        parameters: of the model.
+        always: held all through a run.
+        update: more while a micro-batch is differentiated.
+        rollout: more while responses are drawn.
+    """
+
+    parameters: int
+    always: tuple[Line, ...]
+    update: tuple[Line, ...]
+    rollout: tuple[Line, ...]
+
+    @property
+    def peak(self) -> int:
+        """The most that is held at one time: updates and rollouts take turns."""
+        return total(self.always) + max(total(self.update), total(self.rollout))
+
+
+def total(lines: Sequence[Line]) -> int:
+    """Bytes of all the lines."""
+    return sum(line.bytes for line in lines)
+
+
+def memory(recipe: Recipe, resources: Resources, shape: Shape, device: Device | None) -> Memory:
+    """What training takes of its GPU, or of a processor where there is none."""
+    p = shape.parameters
+    always = [
+        Line("weights", 4 * p, "4 P, float32"),
+        Line("gradients", 4 * p, "4 P, kept until the next update"),
+        Line("AdamW", 8 * p, "8 P, two moments"),
+    ]
+    if recipe.method is not None and recipe.method.needs_base:
+        always.append(Line("base model", 4 * p, "4 P, of a KL penalty"))
+    return Memory(
+        p,
+        tuple(always),
+        tuple(_update(recipe, resources, shape, device is not None)),
+        tuple(_rollout(recipe, resources, shape, device)),
+    )
+
+
+def largest(
+    recipes: Mapping[str, Recipe], resources: Resources, device: Device
+) -> tuple[str, Memory] | None:
+    """The recipe that takes most memory in training, by label; None where no shape is known."""
+    found: dict[str, Memory] = {}
+    for label, recipe in recipes.items():
+        shape = shape_of(recipe.base)
+        if shape is not None and recipe.method is not None:
+            found[label] = memory(recipe, resources, shape, device)
+    return max(found.items(), key=lambda pair: pair[1].peak, default=None)
+
+
+def micro_batch(recipe: Recipe, resources: Resources, on_gpu: bool) -> int:
+    """Padded tokens that are differentiated together: one whole sequence at least."""
+    return max(resources.micro_batch(on_gpu), longest_sequence(recipe))
+
+
+def longest_sequence(recipe: Recipe) -> int:
+    """Tokens of the longest prompt that is kept, with the longest response."""
+    prompt = recipe.data.longest if isinstance(recipe.data, Corpus) else SMALL_WORLD_PROMPT
+    return (prompt or 0) + recipe.sampling.max_tokens
+
+
+def _update(recipe: Recipe, resources: Resources, shape: Shape, on_gpu: bool) -> list[Line]:
+    tokens = micro_batch(recipe, resources, on_gpu)
+    h, v, mixed = shape.hidden, shape.vocabulary, recipe.dtype == "bfloat16"
+    inside = 34 * h + 8 * shape.intermediate if mixed else 40 * h + 16 * shape.intermediate
+    written = "34 h + 8 i" if mixed else "40 h + 16 i"
+    copied = 2 * shape.multiplied
+    layers = Line("activations", shape.layers * inside * tokens, f"L ({written}) T, T = {tokens:,}")
+    if resources.recompute:
+        kept = (4 * h * shape.layers + inside) * tokens
+        layers = Line("activations", kept, f"(4 h L + {written}) T, T = {tokens:,}: recomputed")
+        copied = 2 * v * h  # of the output layer alone: a layer's own are gone after it
+    lines = [layers, Line("logits", 20 * v * tokens, "20 V T: float32 of five, one kept")]
+    if mixed:
+        lines.append(Line("weights in bfloat16", copied, "2 bytes of each that is multiplied by"))
+    return lines
+
+
+def _rollout(
+    recipe: Recipe, resources: Resources, shape: Shape, device: Device | None
+) -> list[Line]:
+    if recipe.method is None or not recipe.method.samples_rollouts or resources.engine_apart:
+        return []
+    if recipe.sampling.engine == "transformers":
+        rows = min(resources.sequences, recipe.questions * recipe.rollouts)
+        size = shape.cached(4) * longest_sequence(recipe) * rows
+        return [Line("keys and values", size, f"8 L (KV heads) (head) s of {rows} sequences")]
+    weights = shape.parameters * _number(recipe) // resources.tensor_parallel
+    given = Line("vLLM's weights", weights, "P in the recipe's dtype, over tensor_parallel")
+    if resources.engine_cache is not None:
+        cache = int(resources.engine_cache * GIB)
+        return [given, Line("keys and values", cache, "Resources.engine_cache")]
+    if device is None:
+        return [given, Line("keys and values", GIB, "1 GiB on a processor")]
+    left = max(0, int(SHARED_ENGINE * device.memory) - weights)
+    return [given, Line("keys and values", left, "what is left of 45% of the GPU")]
+
+
+def _number(recipe: Recipe) -> int:
+    """Bytes of a number in the rollout engine: transformers decodes with the float32 weights."""
+    return 2 if recipe.sampling.engine == "vllm" and recipe.dtype == "bfloat16" else 4
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What a step takes at most, when every response is as long as may be.
+
+    Attributes:
+        rollout, update: seconds.
+        together: sequences that are decoded together.
+        rollout_rate, update_rate: tokens a second.
+    """
+
+    rollout: float
+    update: float
+    together: int
+    rollout_rate: float
+    update_rate: float
+
+
+def seconds(recipe: Recipe, resources: Resources, shape: Shape, device: Device) -> Seconds:
+    """The longest step of a recipe on a device, under the two assumed efficiencies.
+
+    A decoded token reads all weights once for all sequences together, and the keys and values of
+    each (half of the longest, on average); beyond some number of sequences arithmetic takes longer.
+    A forward pass takes 2 operations a parameter and token (Kaplan et al., 2001.08361) and 2 L h s
+    for attention (PaLM, 2204.02311, appendix B, of which causal attention needs half); a backward
+    pass takes two of them, and one more each is a pass that scores the old policy by itself and
+    layers that are recomputed.
+    """
+    method = recipe.method
+    answers = recipe.questions * recipe.rollouts if method and method.samples_rollouts else 0
+    demonstrations = recipe.questions if method and method.needs_demonstrations else 0
+    together = max(1, min(answers, _room(recipe, resources, shape, device)))
+    rollout_rate = _decode_rate(recipe, resources, shape, device, together)
+    update_rate = _update_rate(recipe, resources, shape, device)
+    tokens = (answers + demonstrations) * longest_sequence(recipe) * recipe.epochs_per_batch
+    return Seconds(
+        answers * recipe.sampling.max_tokens / rollout_rate,
+        tokens / update_rate,
+        together,
+        rollout_rate,
+        update_rate,
+    )
+
+
+def _room(recipe: Recipe, resources: Resources, shape: Shape, device: Device) -> int:
+    """Sequences of the longest kind whose keys and values fit the engine's cache."""
+    if recipe.sampling.engine == "transformers":
+        return resources.sequences
+    share = 0.9 if resources.engine_apart else SHARED_ENGINE
+    weights = shape.parameters * _number(recipe) // resources.tensor_parallel
+    cache = share * device.memory - weights
+    if resources.engine_cache is not None:
+        cache = resources.engine_cache * GIB
+    each = shape.cached(_number(recipe)) * longest_sequence(recipe) / resources.tensor_parallel
+    return min(resources.sequences, int(cache / each))
+
+
+def _decode_rate(
+    recipe: Recipe, resources: Resources, shape: Shape, device: Device, together: int
+) -> float:
+    number = _number(recipe)
+    context = together * longest_sequence(recipe) / 2
+    read = shape.multiplied * number + shape.cached(number) * context
+    dtype = "bfloat16" if number == 2 else "float32"
+    done = 2 * shape.multiplied * together
+    slowest = max(
+        read / (DECODE_EFFICIENCY * device.bandwidth),
+        done / (UPDATE_EFFICIENCY * device.dense[dtype]),
+    )
+    return together / slowest * resources.tensor_parallel
+
+
+def _update_rate(recipe: Recipe, resources: Resources, shape: Shape, device: Device) -> float:
+    once = recipe.updates_per_batch == recipe.epochs_per_batch == 1
+    scored = not once or (recipe.method is not None and recipe.method.needs_old)
+    passes = 3 + scored + resources.recompute  # a backward pass counts as two
+    s = longest_sequence(recipe)
+    forward = 2 * (shape.multiplied + shape.layers * shape.hidden * s)
+    return UPDATE_EFFICIENCY * device.dense[recipe.dtype] / (passes * forward)
