@@ -394,7 +394,8 @@ class Probe(Component):
         bands: solve rates that divide the questions; a band goes from above one to the next.
         difficulty_samples: answers a question that the solve rate is taken from, drawn apart.
         sketch: numbers that a gradient is mapped to; None keeps it whole.
-        seed: of the rollouts.
+        seed: of the rollouts. The policy that is measured, off policy too, and how hard its
+            questions are do not follow from it: two seeds are two measurements of one thing.
     """
 
     methods: tuple[Objective, ...]

@@ -39,6 +39,7 @@ from workbench.upge.replicates import Found, Sample
 log = logging.getLogger(__name__)
 
 EVERY = 16  # gradients of which one is compared with its sketch
+SAME = 0  # the seed of what is measured: probes that differ in their own measure one truth
 TOLD = 64  # sequences after which people are told how far it is
 
 Watch = Callable[[int, int], object]
@@ -158,14 +159,17 @@ def _answers(
     name: str,
     samples: int,
     *,
+    seed: int | None = None,
     demonstrations: bool = True,
 ) -> list[Sequence]:
     """Graded rollouts of the policy as it is; after each question's own its demonstration, or not.
 
-    Rollouts of one name are drawn independently of those of another.
+    Rollouts of one name are drawn independently of those of another, by the probe's seed or a
+    given one.
     """
+    seed = plan.seed if seed is None else seed
     requests = [
-        Request(prompt_of(trainer, p), samples, seed_of(plan.seed, "probe", name, p.id))
+        Request(prompt_of(trainer, p), samples, seed_of(seed, "probe", name, p.id))
         for p in problems
     ]
     rollouts = trainer.engine.generate(requests, trainer.decoding)
@@ -197,7 +201,9 @@ def _steps(sequences: list[Sequence], plan: Probe) -> list[Tensor]:
 def _solve_rates(trainer: Trainer, problems: list[Problem], plan: Probe) -> Tensor:
     """The current policy's solve rate of each question, from answers that nothing else uses."""
     samples = plan.difficulty_samples
-    answers = _answers(trainer, problems, plan, "difficulty", samples, demonstrations=False)
+    answers = _answers(
+        trainer, problems, plan, "difficulty", samples, seed=SAME, demonstrations=False
+    )
     right = torch.zeros(len(problems))
     for sequence in answers:
         right[sequence.question] += sequence.correct
@@ -211,7 +217,7 @@ def _move(trainer: Trainer, plan: Probe) -> None:
     moving = replace(recipe, method=along, updates_per_batch=plan.distance)
     moved = Trainer(**{**vars(trainer), "recipe": moving})
     problems = list(trainer.data.train[-recipe.questions :])
-    sequences = grade(moved, problems, sample(moved, problems, seed_of(plan.seed, "distance")))
+    sequences = grade(moved, problems, sample(moved, problems, seed_of(SAME, "distance")))
     update(moved, sequences, collate(moved, sequences), Tally())
 
 

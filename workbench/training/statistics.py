@@ -30,8 +30,7 @@ def rollout_statistics(sequences: list[Sequence], tally: Tally) -> None:
 def batch_statistics(
     method: upge.Method, sequences: list[Sequence], batch: upge.TokenBatch, tally: Tally
 ) -> tuple[list[float], list[float]]:
-    """Solve rates, entropies, gate and offline shares; returns the gate's weights by question."""
-    assert batch.old_entropy is not None
+    """Solve rates, entropy, gate and offline shares; returns the gate's weights by question."""
     alpha, beta = method.gate_weights(batch)
     if method.samples_rollouts:
         rate = batch.solve_rate
@@ -39,10 +38,9 @@ def batch_statistics(
         tally.add("reward/solve_all", (rate == 1).sum(), batch.questions)
         tally.add("reward/solve_some", ((rate > 0) & (rate < 1)).sum(), batch.questions)
         rollouts = batch.trained & ~batch.demonstration[:, None]
+        assert batch.old_entropy is not None
         tally.add("policy/entropy", batch.old_entropy[rollouts].sum(), rollouts.sum())
         _engine_ratios(method, batch, tally)
-    read = batch.trained & (batch.demonstration & (beta[batch.question] != 0))[:, None]
-    tally.add("policy/entropy_demonstrations", batch.old_entropy[read].sum(), read.sum())
     tally.add("gate/rollouts", alpha.sum(), batch.questions)
     tally.add("gate/demonstrations", beta.sum(), batch.questions)
     _offline_ratios(method, batch, alpha, beta, tally)
@@ -90,7 +88,7 @@ def _engine_ratios(method: upge.Method, batch: upge.TokenBatch, tally: Tally) ->
 
 
 def ratio_statistics(step: upge.Step, rows: Tensor, logprobs: Tensor, tally: Tally) -> None:
-    """Raw and applied ratios, counted over the tokens of the rows: those that take part.
+    """Ratios, raw and applied, and demonstrations, counted over tokens of the rows: the active.
 
     `logprobs` [sequence, token] are the current policy's; of other rows nobody asked for them.
     """
@@ -108,6 +106,9 @@ def ratio_statistics(step: upge.Step, rows: Tensor, logprobs: Tensor, tally: Tal
         tally.add("policy/kl_old", (chosen - 1 - log_ratio[rollouts]).sum(), tokens)
     demonstrated = batch.trained & batch.demonstration[:, None]
     tally.add("policy/nll_demonstrations", -logprobs[demonstrated].sum(), demonstrated.sum())
+    assert batch.old_entropy is not None
+    entropy = batch.old_entropy[demonstrated].sum()
+    tally.add("policy/entropy_demonstrations", entropy, demonstrated.sum())
     for term, weights in step.weighted(rows, logprobs):
         used = (term.share[rows] != 0) & (term.advantage[rows] != 0)
         tally.add("ratio/clip_fraction", (1 - weights.stable)[used].sum(), used.sum())
