@@ -3,7 +3,7 @@
     python benchmarks/gradient_stats.py
 
 Prints processor seconds of each kind of step, the overhead as a share of a whole step, and that of
-the update alone. The quickstart's HPT and GRPO on the embedded model, one thread.
+the update alone. GRPO, HPT and LUFFY at their defaults on the embedded model, one thread.
 """
 
 import statistics

@@ -281,7 +281,7 @@ def test_a_metric_that_no_run_has_is_left_out_and_named(runs: loading.Runs) -> N
     assert [panel.title for panel in found.panels] == ["Training reward"]
     assert found.left_out == ("no run has the metric loss/auxiliary",)
     shown = Dynamics("d", make_study()).panels(runs)
-    assert "Demonstration loss" not in [panel.title for panel in shown.panels]
+    assert "Loss of active demonstrations" not in [panel.title for panel in shown.panels]
     assert "1 of 19 runs is missing." in shown.note
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from steps import one_step
+from steps import by_turns, one_step
 
 from workbench import Data, Optimizer, Recipe, replace, upge
 from workbench.problems import Verdict
@@ -225,6 +225,24 @@ def test_value_head_learns(small, trainer_of):
     one_step(trainer, precise=False)
     assert trainer.policy.value_head is not None
     assert float(trainer.policy.value_head.bias.detach().abs().sum()) > 0
+
+
+def test_entropy_of_demonstrations_is_of_those_that_take_part(small, trainer_of):
+    """Of a question that all rollouts solve LUFFY learns nothing, nor is it scored."""
+    trainer = trainer_of(replace(small, method=upge.luffy(), rollouts=3))
+    problems = list(trainer.data.train[:4])
+    graded = grade(trainer, problems, sample(trainer, problems, 1))
+    sequences = [
+        s if s.demonstration or s.question > 1 else dataclasses.replace(s, verdict=Verdict.CORRECT)
+        for s in (by_turns(s, row) for row, s in enumerate(graded))
+    ]
+    taken = [s for s in sequences if s.demonstration and s.question > 1]
+    padded = pad(taken, trainer.policy.pad, trainer.policy.device)
+    entropy = trainer.policy.score(padded, entropy=True).entropy
+    expected = float(entropy[padded.trained].mean())
+    tally = Tally()
+    update(trainer, sequences, collate(trainer, sequences), tally)
+    assert tally.metrics()["policy/entropy_demonstrations"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", [upge.sft(), upge.grpo()], ids=lambda m: m.label)
