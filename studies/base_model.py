@@ -9,11 +9,11 @@ Pass@64 is far above its Pass@1, and to which nesting at the right is almost out
 
 Answer for `arithmetic-1m` (its card has the counts): yes, in 35 minutes of a busy thread. Pass@1 is
 39% on chains of two and 16% on chains of four operations (Pass@64 is 100% on both), 15% in words,
-6% on precedence (Pass@64 80%), 0.3% on nesting (20%) and 0.1% on both at once (8%). 60% of its
-answers are direct; of chains of two 54% are worked. It learns the digit facts from worked steps
-first and the habit of answering directly after that: with 60% direct answers from the beginning
-(and 20% long worked ones) it read words less (5%) and nesting hardly (0.0%). A first mixture
-without `Glimpses` left precedence and nesting at 0.0%.
+6% on precedence (Pass@64 80%), 0.3% on nesting (20%) and 0.1% on both at once (8%). 56% of its
+answers to validation are direct; of the suite of chains of two 54% are worked. It learns the digit
+facts from worked steps first and the habit of answering directly after that: studies/README.md
+compares the ways that were tried. A first mixture without `Glimpses` left precedence and nesting at
+0.0%.
 
 The smaller Qwen2 and the Llama stand for other base models in a comparison. They read less.
 """
