@@ -153,7 +153,7 @@ def mistakes() -> dict[str, tuple[str, str]]:
             "line 5: no model 'a/x{300}'.*choose one of: arithmetic-1m$"),
         "a model by number": (
             'Study("x", [Recipe(3, Data("arithmetic"))])',
-            r"line 5: Recipe.model takes str, got 3 \(int\); write '3'$"),
+            r"line 5: Recipe.model takes str \| Model, got 3 \(int\); write '3'$"),
         "a long file": (
             'Study("x", [Recipe("arithmetic-1m", Corpus("x", Rows("x" * 300), prompt=Text()))])',
             "line 5: Rows.source 'x{300}' is neither a file.* such as 'openai/gsm8k'$"),

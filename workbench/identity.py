@@ -213,6 +213,8 @@ def _misfit(owner: Any, field: Any, kind: Any) -> str:
     if isinstance(value, str) and {int, float} & {*accepted} and _is_number(value):
         return f"{message} (a string); write the number without quotes"
     message = f"{message} ({type(value).__name__})"
+    if str in accepted and isinstance(value, int | float):
+        return f"{message}; write {str(value)!r}"
     choices = [name for kind in accepted if isinstance(kind, type) for name in _choices(kind)]
     if choices:
         given = value if isinstance(value, str) else type(value).__name__
@@ -221,8 +223,6 @@ def _misfit(owner: Any, field: Any, kind: Any) -> str:
         return f"{message}; write several in a list, such as [{value!r}]"
     if int in accepted and isinstance(value, float) and math.isfinite(value):
         return f"{message}; {_whole(value, kind)}"
-    if expected is str and isinstance(value, int | float):
-        return f"{message}; write {str(value)!r}"
     return message + _example(field, kind)
 
 

@@ -173,10 +173,10 @@ def test_what_was_asked_is_read_back_by_the_worker(small, open_run):
         ({"methods": (upge.ppo(),)}, "needs a trained value head"),
         ({"methods": (upge.hpt_released(),)}, "auxiliary losses are not estimates"),
         ({"replicates": 2}, "at least 3, got 2"),
-        ({"rollouts": 1}, "leave-one-out, got 1"),
-        ({"bands": (0.5, 0.25)}, "rising solve rates"),
-        ({"mu": (-1.0,)}, "weights of 0 or more"),
-        ({"sketch": 2}, "at least 64, or None, got 2"),
+        ({"rollouts": 1}, "at least 2, got 1; the nearest is 2"),
+        ({"bands": (0.5, 0.25)}, "be rising, got"),
+        ({"mu": (-1.0,)}, "mu must be at least 0, got -1.0 in"),
+        ({"sketch": 2}, "at least 64 or None, got 2; the nearest is 64"),
     ],
 )
 def test_bad_probes_are_refused(fields, says):
