@@ -261,8 +261,7 @@ _AGAIN = (
 )
 _AGAIN_NOTE = (
     "Methods that agree under both seeds of the rollouts, of those that have an interval under "
-    "both: apart by at most the 95% interval of a difference of independent estimates. Off policy "
-    "the seed also decides the batch that moves the policy, so that the truths differ as well."
+    "both: apart by at most the 95% interval of a difference of independent estimates."
 )
 
 
