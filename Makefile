@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SITE := import sysconfig; print(sysconfig.get_path('purelib'))
 
-.PHONY: install install-vllm quickstart test integration check clean
+.PHONY: install install-vllm install-bench quickstart test integration bench check clean
 
 install: .venv/.installed
 
@@ -40,6 +40,19 @@ test: check
 integration: install install-vllm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "faults or integration"
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm tests/training/test_vllm.py
+
+# TRL is there for the sake of comparison alone, with the versions of everything else as they are.
+install-bench: .venv/.installed-bench
+
+.venv/.installed-bench: .venv/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	touch $@
+
+# Beside TRL and transformers, then cells an hour; each command alone takes more steps.
+bench: install-bench
+	$(BIN)/python benchmarks/step.py --steps 3
+	$(BIN)/python benchmarks/rollout.py --steps 3
+	$(BIN)/python benchmarks/study.py --cells 2 --steps 6
 
 check: install
 	$(BIN)/ruff check .

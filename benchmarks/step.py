@@ -1,0 +1,231 @@
+"""A whole training step of the workbench beside TRL's: rollouts, grading, update.
+
+    pip install 'post-training-workbench[bench]'
+    python benchmarks/step.py                  # all workloads, fp32 and bf16, 5 steps of each
+    python benchmarks/step.py --steps 15 --workloads full-length --dtypes fp32
+    python benchmarks/step.py --profile        # and what kinds of operators take, in a slower step
+
+Dr. GRPO without a KL term, 32 prompts with 8 responses each, one optimizer step with the learning
+rate 0, so that every step is the same work. Each trainer is in a process of its own and takes its
+steps in turn with the other: what else the machine does, it does to both. Both get the same model
+folder, prompts, limit, dtype and threads; each is as it comes, but that TRL does without gradient
+checkpointing, which would cost it time, and takes its responses `--trl-rows` at a time.
+
+    full-length   64 tokens each: the end is a token that the model never says
+    realistic     as the model ends by itself, at most 128
+    own verdicts  the same, graded by what is right; the workbench passes over questions whose
+                  responses are all right or all wrong, which add nothing to the gradient
+
+In the first two every second response counts as right, so that every one has a gradient.
+"""
+
+import argparse
+import itertools
+import logging
+import os
+import statistics
+import tempfile
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from sides import DATA, GROUP, PROMPTS, Side, Turns, median, model_in, ratio, shares
+
+from workbench import Optimizer, Recipe, Resources, Sampling, Validation, upge
+from workbench.problems import Verdict, loaders
+from workbench.problems.verifier import ExactMatch, Verifier
+from workbench.provenance import cores
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+NAMES = ("workbench", "TRL")
+PARTS = ("rollout", "grade", "estimate", "update")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the responses are like: how long at most, whether they end, what counts as right."""
+
+    tokens: int
+    ends: bool
+    graded: bool
+
+
+WORKLOADS = {
+    "full-length": Workload(tokens=64, ends=False, graded=False),
+    "realistic": Workload(tokens=128, ends=True, graded=False),
+    "own verdicts": Workload(tokens=128, ends=True, graded=True),
+}
+
+
+class EverySecond(Verifier):
+    """Every second response is right, whatever it says."""
+
+    interprets: ClassVar[bool] = False
+
+    def __call__(self, response: str, gold: str) -> Verdict:
+        return Verdict.CORRECT if next(_calls) % 2 else Verdict.WRONG
+
+
+_calls = itertools.count()
+
+
+def main() -> None:
+    """Prints a line of ratios for each workload and dtype, then where the time goes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--trl-rows", type=int, default=64)
+    parser.add_argument("--profile", action="store_true")
+    options = parser.parse_args()
+    print(f"{cores()} cores, {options.threads} threads, load {os.getloadavg()[0]:.1f}")
+    for workload, dtype in itertools.product(options.workloads, options.dtypes):
+        with tempfile.TemporaryDirectory() as folder:
+            model = model_in(Path(folder), WORKLOADS[workload].ends)
+            setting = (model, workload, dtype, options.threads)
+            sides = [Side(workbench, *setting), Side(trl, *setting, options.trl_rows)]
+            print(f"{workload} {dtype}: ", end="")
+            compare(sides, options.steps)
+            if options.profile:
+                profile(sides)
+            for side in sides:
+                side.end()
+
+
+def compare(sides: list[Side], steps: int) -> None:
+    """Lets both take their steps in turn, and prints what they took."""
+    for side in sides:
+        side.take()  # warm-up
+    ours, theirs = zip(*[[side.take() for side in sides] for _ in range(steps)], strict=True)
+    by_processor = ratio(ours, theirs, "processor")
+    print(f"{ratio(ours, theirs):.2f}x ({by_processor:.2f}x in processor seconds)")
+    for name, found, side in zip(NAMES, (ours, theirs), sides, strict=True):
+        seconds = [step.seconds for step in found]
+        print(
+            f"    {name}: {median(found):.3f} s ({min(seconds):.3f} to {max(seconds):.3f}), "
+            f"{median(found, 'processor'):.3f} processor seconds, "
+            f"{median(found, 'tokens') / (PROMPTS * GROUP):.1f} tokens a response, "
+            f"peak memory {side.peak:,.0f} MB"
+        )
+    parts = {part: statistics.median(step.parts[part] for step in ours) for part in PARTS}
+    print(f"    workbench by part: {shares(parts, median(ours))}", flush=True)
+
+
+def profile(sides: list[Side]) -> None:
+    """Has each take one more step, and prints what kinds of operators take of it."""
+    for name, side in zip(NAMES, sides, strict=True):
+        found = side.take("profile")
+        print(f"    {name} by operator: {shares(found.parts, found.seconds)}", flush=True)
+
+
+def workbench(turns: Turns, model: str, workload: str, dtype: str, threads: int) -> None:
+    """The workbench's process: its own training loop, records and live statistics and all."""
+    from workbench.records import run_of
+    from workbench.training.loop import train
+    from workbench.training.trainer import open_checkpoint
+
+    torch.set_num_threads(threads)
+    work, steps = WORKLOADS[workload], 10_000
+    recipe = Recipe(
+        model,
+        DATA,
+        upge.dr_grpo(work.tokens),
+        steps=steps,
+        questions=PROMPTS,
+        rollouts=GROUP,
+        sampling=Sampling(max_tokens=work.tokens),
+        optimizer=Optimizer(learning_rate=0.0),
+        validation=Validation(every=steps, samples=1, problems=1),
+        dtype=DTYPES[dtype],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_of(Path(folder), recipe, 0)
+        run.create(recipe, 0)
+        resources = Resources(device="cpu", threads=threads, checkpoint_every=steps)
+        trainer = open_checkpoint(run, 0, resources)
+        if not work.graded:
+            trainer.data = replace(trainer.data, verifier=EverySecond())
+        reported = 0
+
+        def take_turns() -> bool:
+            """Called before every token too, when the step under way is not yet over."""
+            nonlocal reported
+            if trainer.progress.step > reported:
+                reported = trainer.progress.step
+                row = run.rows()[-1]
+                parts = {part: row[f"time/{part}"] for part in PARTS}
+                turns.done(round(row["length/all"] * PROMPTS * GROUP), parts)
+                turns.wait()
+            return False
+
+        turns.wait()
+        train(trainer, run, stopping=take_turns)
+
+
+def trl(turns: Turns, model: str, workload: str, dtype: str, threads: int, together: int) -> None:
+    """TRL's process: `GRPOTrainer` with a callback that takes turns."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from transformers.utils.logging import disable_progress_bar
+    from trl import GRPOConfig, GRPOTrainer
+
+    disable_progress_bar()
+
+    torch.set_num_threads(threads)
+    work, data, steps = WORKLOADS[workload], loaders.load(DATA), 1000
+    tokens: list[int] = []  # of each step
+
+    def reward(completions: list[str], completion_ids: Any, answer: Any, **_: Any) -> list[float]:
+        """1 where the response is right."""
+        tokens.append(sum(map(len, completion_ids)))
+        verifier = ExactMatch() if work.graded else EverySecond()
+        pairs = zip(completions, answer, strict=True)
+        return [float(verifier(*pair) is Verdict.CORRECT) for pair in pairs]
+
+    class Turning(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            turns.wait()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            turns.done(tokens[-1], {})
+            turns.wait()
+
+    rows = [{"prompt": data.prompt(p.question), "answer": p.answer} for p in data.train]
+    with tempfile.TemporaryDirectory() as folder:
+        settings = GRPOConfig(
+            folder,
+            loss_type="dr_grpo",
+            scale_rewards="none",
+            beta=0.0,
+            num_generations=GROUP,
+            per_device_train_batch_size=together,
+            gradient_accumulation_steps=PROMPTS * GROUP // together,
+            max_completion_length=work.tokens,
+            learning_rate=0.0,
+            max_steps=steps,
+            shuffle_dataset=False,
+            gradient_checkpointing=False,
+            bf16=dtype == "bf16",
+            use_cpu=True,
+            report_to="none",
+            logging_strategy="no",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        trainer = GRPOTrainer(
+            model,
+            reward,
+            settings,
+            train_dataset=Dataset.from_list(rows * steps),
+            callbacks=[Turning()],
+        )
+        trainer.train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Cells an hour with one worker and with two, and what the start of a cell takes.
+
+    python benchmarks/study.py                 # four cells of 12 steps each way; --steps, --cells
+
+The cells are HPT on the embedded model. Runnable threads are counted at every look at the
+processes: more of them than cores would mean that cells get in each other's way. The start of a
+cell is taken apart in a process of its own, as a worker goes through it. Showing the cells in
+MLflow, which a runner does meanwhile, is timed apart; the first time with mlflow's own import.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import mean
+
+from workbench import Data, Recipe, Resources, Study, Validation, upge
+from workbench.launch import Launcher
+from workbench.plan import jobs
+from workbench.provenance import cores
+from workbench.tracking import Mirror
+
+
+def main() -> None:
+    """Trains the cells anew each way, and prints cells an hour, runnable threads and a start."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=12)
+    options = parser.parse_args()
+    study = study_of(options.cells, options.steps)
+    print(f"load before: {os.getloadavg()[0]:.1f}; {cores()} cores")
+    print(f"the start of a cell: {start_of_a_cell()}", flush=True)
+    everything, first = os.sched_getaffinity(0), {min(os.sched_getaffinity(0))}
+    alone = _measured("1 worker on one core", study, first, threads=1)
+    several = _measured("a worker a core", study, everything, threads=1)
+    _measured("1 worker on all cores", study, everything, threads=len(everything))
+    print(f"speed-up of a worker a core on {len(everything)} cores: {alone / several:.2f}")
+
+
+def study_of(cells: int, steps: int) -> Study:
+    """HPT with that many seeds."""
+    validation = Validation(every=steps, samples=1, problems=20)
+    recipe = Recipe(
+        "arithmetic-1m", Data("arithmetic"), upge.hpt(), steps=steps, validation=validation
+    )
+    return Study("parallel", [recipe], seeds=range(cells))
+
+
+def start_of_a_cell() -> str:
+    """Seconds of each part of a worker's start, as text."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    began = time.time()
+    process = context.Process(target=_start, args=(theirs, began))
+    process.start()
+    parts, processor = ours.recv()
+    process.join()
+    listed = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items())
+    return f"{sum(parts.values()):.1f} s ({listed}), {processor:.1f} s of processor time"
+
+
+def _start(told: Connection, began: float) -> None:
+    """Goes through what a worker does before its first step, in its order."""
+    parts, last = {"interpreter and declarations": time.time() - began}, time.time()
+
+    def passed(name: str) -> None:
+        nonlocal last
+        parts[name], last = time.time() - last, time.time()
+
+    import torch
+
+    passed("torch")
+    from workbench.training import loop, trainer  # noqa: F401  what is timed is that they load
+
+    passed("transformers and the trainer")
+    with tempfile.TemporaryDirectory() as folder:
+        (job,) = jobs(study_of(1, 1), Path(folder))
+        job.run.create(job.recipe, job.seed)
+        passed("run directory")
+        policy = trainer.open_policy(
+            job.recipe, trainer.initial_weights(job.run, job.recipe, 0), Resources()
+        )
+        passed("model")
+        trainer.open_data(job.run, policy.tokenizer)
+        passed("data")
+        torch.set_num_threads(1)
+    told.send((parts, time.process_time()))
+
+
+def _measured(name: str, study: Study, allowed: set[int], threads: int) -> float:
+    """Wall seconds of the study on those cores."""
+    os.sched_setaffinity(0, allowed)
+    resources = Resources(device="cpu", threads=threads)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        cells = jobs(study, root)
+        launcher = Launcher(cells, resources, root, poll=0.1)
+        began, before, runnable = time.perf_counter(), _processor(), []
+        for event in launcher.run():
+            if event is None:
+                with suppress(OSError):  # a process that ended meanwhile
+                    runnable.append(sum(_runnable(os.getpid())))
+        seconds = time.perf_counter() - began
+        assert not launcher.failed, [job.run.failure for job in launcher.failed]
+        print(f"{name}: {3600 * len(cells) / seconds:.0f} cells an hour, {seconds:.1f} s, ", end="")
+        print(f"{_processor() - before:.1f} s of processor time, ", end="")
+        print(f"runnable threads {mean(runnable):.1f} on average, ", end="")
+        began = time.perf_counter()
+        Mirror(study, root, cells).close()
+        print(f"then into a new MLflow store {time.perf_counter() - began:.1f} s", flush=True)
+    return seconds
+
+
+def _processor() -> float:
+    """Processor seconds of the children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _runnable(parent: int) -> Iterator[int]:
+    """Threads that compute or wait for a core to, of each process under this one."""
+    for task in Path(f"/proc/{parent}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            threads = Path(f"/proc/{child}/task").glob("*/stat")
+            yield sum(" R " in each.read_text() for each in threads)
+            yield from _runnable(int(child))
+
+
+if __name__ == "__main__":
+    main()
