@@ -75,6 +75,7 @@ def _start(told: Connection, began: float) -> None:
 
     import torch
 
+    torch.set_num_threads(1)
     passed("torch")
     from workbench.training import loop, trainer  # noqa: F401  what is timed is that they load
 
@@ -82,14 +83,8 @@ def _start(told: Connection, began: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (job,) = jobs(study_of(1, 1), Path(folder))
         job.run.create(job.recipe, job.seed)
-        passed("run directory")
-        policy = trainer.open_policy(
-            job.recipe, trainer.initial_weights(job.run, job.recipe, 0), Resources()
-        )
-        passed("model")
-        trainer.open_data(job.run, policy.tokenizer)
-        passed("data")
-        torch.set_num_threads(1)
+        trainer.open_checkpoint(job.run, 0, Resources(device="cpu"))
+    passed("model, data and optimizer")
     told.send((parts, time.process_time()))
 
 
