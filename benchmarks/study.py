@@ -67,16 +67,12 @@ def start_of_a_cell() -> str:
 
 def _start(told: Connection, began: float) -> None:
     """Goes through what a worker does before its first step, in its order."""
-    parts, last = {"interpreter and declarations": time.time() - began}, time.time()
+    parts, last = {"interpreter, torch and declarations": time.time() - began}, time.time()
 
     def passed(name: str) -> None:
         nonlocal last
         parts[name], last = time.time() - last, time.time()
 
-    import torch
-
-    torch.set_num_threads(1)
-    passed("torch")
     from workbench.training import loop, trainer  # noqa: F401  what is timed is that they load
 
     passed("transformers and the trainer")
