@@ -22,7 +22,7 @@ from workbench.training.tally import Tally
 from workbench.training.trainer import Trainer, open_checkpoint
 from workbench.training.update import update
 
-STEPS = 8
+STEPS = 12
 
 
 def main() -> None:
