@@ -27,7 +27,8 @@ import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from workbench import Data, Optimizer, Recipe, Resources, Sampling, replace, upge
-from workbench.footprint import GIB, device_here, memory, seconds, shape_of
+from workbench.devices import GIB
+from workbench.footprint import device_here, memory, seconds, shape_of
 from workbench.models import locate
 from workbench.records import run_of
 from workbench.rollout import Request

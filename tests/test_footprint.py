@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM as AutoModel
 from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
 
 from workbench import Data, Recipe, Resources, Sampling, presets, replace, upge
+from workbench.devices import DEVICES, GIB
 from workbench.footprint import (
-    DEVICES,
-    GIB,
     PUBLISHED,
     Shape,
     memory,

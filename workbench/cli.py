@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from workbench.devices import DEVICES
 from workbench.durable import DiskFull
-from workbench.footprint import DEVICES
 from workbench.records import Held
 from workbench.studyfile import Mistake, StudyFile, load
 

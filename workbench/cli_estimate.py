@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from workbench import footprint
-from workbench.footprint import DEVICES, GIB, Device, Line, Memory, Seconds
+from workbench.devices import DEVICES, GIB, Device
+from workbench.footprint import Line, Memory, Seconds
 from workbench.plan import Job, steps_of
 from workbench.recipe import Recipe
 from workbench.resources import Resources

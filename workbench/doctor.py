@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from workbench import provenance
-from workbench.footprint import GIB, device_here, largest
+from workbench.devices import GIB
+from workbench.footprint import device_here, largest
 from workbench.identity import fingerprint
 from workbench.launch import slots
 from workbench.plan import validate

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.devices import DEVICES, GIB, Device
 from workbench.models import SHIPPED, shipped
 from workbench.problems.corpus import Corpus
 from workbench.provenance import gpus
@@ -20,42 +21,10 @@ from workbench.recipe import Model, Recipe
 from workbench.records import read_json
 from workbench.resources import Resources
 
-GIB = 2**30
 UPDATE_EFFICIENCY = 0.4  # of the peak arithmetic: what dense models of this size are trained at
 DECODE_EFFICIENCY = 0.5  # of the peak bandwidth
 SHARED_ENGINE = 0.45  # of a GPU's memory that a vLLM engine beside the trainer may fill
 SMALL_WORLD_PROMPT = 64  # tokens, more than any prompt of the embedded world has
-
-
-@dataclass(frozen=True)
-class Device:
-    """A GPU by its maker's figures.
-
-    Attributes:
-        name: as `plan --on` takes it.
-        memory: bytes that a program can have.
-        dense: operations a second in bfloat16 and float32, without sparsity and without TF32.
-        bandwidth: bytes a second of its memory.
-    """
-
-    name: str
-    memory: int
-    dense: Mapping[str, float]
-    bandwidth: float
-
-
-_AMPERE = {"bfloat16": 312e12, "float32": 19.5e12}
-_HOPPER = {"bfloat16": 989e12, "float32": 67e12}
-DEVICES = {
-    device.name: device
-    for device in (
-        Device("a100-40gb", 39 * GIB, _AMPERE, 1.555e12),
-        Device("a100-80gb", 79 * GIB, _AMPERE, 2.039e12),
-        Device("a800-80gb", 79 * GIB, _AMPERE, 2.039e12),
-        Device("h100-80gb", 79 * GIB, _HOPPER, 3.35e12),
-        Device("h200", 139 * GIB, _HOPPER, 4.8e12),
-    )
-}
 
 
 @dataclass(frozen=True)
