@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 SKETCH = 16_384  # dimensions in training: the standard error of a squared length is then 1.1%
-_ROWS = 1024  # of a sketch that are added up at once
+_ROWS = 16  # of a sketch that are added up at once: 1 MB, which a processor keeps at hand
 WINDOW = 0.9  # what an update keeps of the sums before it: about ten updates count
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workbench.problems import Problem, Verdict
 
-PASS = 1 / 8  # what a pass costs beside its tokens, in micro-batches of the size that resources say
+PASS = 1 / 16  # what a pass costs beside its tokens, in micro-batches of the size that resources say
 
 
 @dataclass(frozen=True)

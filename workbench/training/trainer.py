@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ class Trainer:
         assert isinstance(self.recipe.method, upge.Method)
         return self.recipe.method
 
-    @property
+    @cached_property
     def one_pass(self) -> bool:
         """Whether the pass that an update differentiates is also the old policy's.
 
