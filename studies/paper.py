@@ -15,7 +15,7 @@ are declared here, before the runs.
 
 from collections.abc import Mapping
 
-from analysis import AcrossSuites, Comparison, dynamics, paper
+from analysis import AcrossSuites, Comparison, Table, dynamics, paper
 from analysis.paper import off_policy, thresholds
 from workbench import Data, Evaluation, Optimizer, Recipe, Study, Validation, replace, upge
 
@@ -109,3 +109,24 @@ paradigms = off_policy(ablation, PARADIGMS)
 gates = thresholds(ablation, GATES)
 imitation = Comparison("sft-on", ablation, ("OFF/ON", "Mix/ON"), arms=["HPT"])
 gamma = Comparison("gamma", ablation, "HPT", arms=["HPT, gamma 1/8", "HPT, gamma 2/8"])
+
+# Table 3: other base models, at the learning rates that the first base chose. All suites are
+# answered alike, for nothing here is about Pass@k.
+OTHERS = ("Base", "SFT", "GRPO", "LUFFY", "HPT")
+
+
+def on_base(model: str) -> dict[str, Recipe]:
+    """The arms of Table 3 on a base model."""
+    found = arms_of(base_of(model), RATES)
+    return {each: found[each] for each in OTHERS}
+
+
+small = Study("paper-400k", on_base("arithmetic-400k"), range(3), Evaluation(samples=16))
+llama = Study("paper-llama", on_base("arithmetic-llama-1m"), range(3), Evaluation(samples=16))
+other_models = (
+    Table(
+        "table-3-small", small, reported="table3_qwen1.5b",
+        title="Table 3: a smaller Qwen2, 0.4M parameters",
+    ),
+    Table("table-3-llama", llama, reported="table3_llama8b", title="Table 3: a Llama"),
+)  # fmt: skip
