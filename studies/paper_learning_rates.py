@@ -20,7 +20,7 @@ from workbench.identity import load_module
 
 paper = load_module(str(Path(__file__).with_name("paper.py")))
 
-RATES = (2e-4, 5e-4, 1e-3)
+RATES = (2e-4, 5e-4, 1e-3, 2e-3)
 SEED = 100
 SCORE = "validation/pass_at_1"
 

@@ -22,8 +22,11 @@ class Resources:
         device: `auto` takes a GPU where there is one; or `cpu`, `cuda`.
         gpus: GPUs a cell, each by UUID and to itself; as many cells run at once as there are GPUs
             for.
-        threads: processor threads a cell; as many cells run at once as the cores allow. Of several
-            threads a cell's probes take one each, side by side.
+        processes: processes, each on a GPU of its own where there are any, that a cell's model is
+            trained by together: each has a part of parameters, gradients and optimizer (FSDP2) and
+            draws and learns from a part of the responses.
+        threads: processor threads of each process; as many cells run at once as the cores allow. Of
+            several threads a cell's probes take one each, side by side.
         tokens: padded tokens in one micro-batch; bounds memory, changes no result. None takes what
             was fastest: 2,048 on a processor (it stays in the cache), 32,768 on a GPU.
         recompute: keep the input of each layer alone and compute the rest again for the gradient,
@@ -31,7 +34,7 @@ class Resources:
         sequences: sequences that one rollout call decodes together.
         tensor_parallel: GPUs, or processes on a processor, that a vLLM engine is spread over.
         engine_apart: whether a vLLM engine has the last of the cell's GPUs to itself; else it
-            shares the first with the trainer, and sleeps while that works.
+            shares the trainer's, and sleeps while that works.
         engine_cache: GiB that a vLLM engine has for keys and values on each device; None takes 1 on
             a processor and on a GPU what is left of 45% of it, or of 90% where it is apart.
         checkpoint_every: training steps between two checkpoints; what a crash can cost.
@@ -44,6 +47,7 @@ class Resources:
 
     device: Annotated[str, OneOf(("auto", "cpu", "cuda"))] = "auto"
     gpus: Count = 1
+    processes: Count = 1
     threads: Count = 1
     tokens: Count | None = None
     recompute: bool = False
@@ -59,11 +63,19 @@ class Resources:
 
     def __post_init__(self) -> None:
         conform(self)
-        needed = self.tensor_parallel + self.engine_apart
-        if self.device != "cpu" and needed > self.gpus:
+        if self.processes > 1 and (self.engine_apart or self.tensor_parallel > 1):
             raise ValueError(
-                f"Resources.gpus is {self.gpus}, but a vLLM engine on {self.tensor_parallel}"
-                f"{' apart from the trainer' if self.engine_apart else ''} needs {needed}; "
+                f"Resources.processes is {self.processes}, each with a vLLM engine of its own on "
+                "its own GPU, so that engine_apart and tensor_parallel have nothing to say; leave "
+                "them out, or use processes=1"
+            )
+        needed = max(self.processes, self.tensor_parallel + self.engine_apart)
+        if self.device != "cpu" and needed > self.gpus:
+            who = f"{self.processes} processes" if self.processes > 1 else "a vLLM engine"
+            of = f" on {self.tensor_parallel}" if self.processes == 1 else ""
+            apart = " apart from the trainer" if self.engine_apart else ""
+            raise ValueError(
+                f"Resources.gpus is {self.gpus}, but {who}{of}{apart} needs {needed}; "
                 f"use gpus={needed}"
             )
 

@@ -26,9 +26,8 @@ from typing import Any
 from workbench import models, provenance
 from workbench.durable import DiskFull, Fenced, move, remove_tree, sweep
 from workbench.recipe import Measurement, Probe
-from workbench.records import Held, Interrupted, Run
+from workbench.records import Held, Interrupted, Killed, Run
 from workbench.resources import Resources
-from workbench.rollout.engine import EngineKilled
 from workbench.schema import Failure, File
 
 log = logging.getLogger(__name__)
@@ -90,8 +89,8 @@ def _kind(error: Exception) -> str:
     """What kind of failure an error is: whether it is tried again, and how, follows from it."""
     if isinstance(error, DiskFull):
         return Failure.DISK
-    # The engine's, or one that takes a probe beside others.
-    if isinstance(error, EngineKilled | BrokenProcessPool):
+    # The engine's, one of a team, or one that takes a probe beside others.
+    if isinstance(error, Killed | BrokenProcessPool):
         return Failure.KILLED
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return Failure.MEMORY if out_of_memory else Failure.ERROR
@@ -153,15 +152,18 @@ def _complete(
 def _train(run: Run, resources: Resources, keep: list[int], stopping: _Stopping) -> None:
     from workbench.compact import write_tables
     from workbench.training.loop import train
+    from workbench.training.peer import serve
+    from workbench.training.team import assembled
     from workbench.training.trainer import open_trainer
 
     recipe = run.recipe()
     if recipe.method is None:  # the model as it is: nothing to train, only to measure
         run.finish({"steps": 0, "sampled_tokens": 0, "trained_tokens": 0, "seconds": 0.0})
         return
-    trainer = open_trainer(run, resources)
-    with contextlib.closing(trainer.engine):
-        train(trainer, run, keep, stopping)
+    with assembled(resources, serve) as team:
+        trainer = open_trainer(run, resources, team)
+        with contextlib.closing(trainer.engine):
+            train(trainer, run, keep, stopping)
     rows = run.rows()
     write_tables(run, run.path)
     progress = trainer.progress
@@ -183,13 +185,16 @@ def _make_again(
 ) -> None:
     """Makes checkpoints that a finished run did not keep, by training it again, aside."""
     from workbench.training.loop import train
+    from workbench.training.peer import serve
+    from workbench.training.team import assembled
     from workbench.training.trainer import open_trainer
 
     aside.create(run.recipe(), run.seed)
-    trainer = open_trainer(aside, resources)
     log.info("training %s again for the checkpoints of steps %s", run.path, steps)
-    with contextlib.closing(trainer.engine), contextlib.suppress(Interrupted):
-        train(trainer, aside, steps, lambda: stopping() or trainer.progress.step >= max(steps))
+    with assembled(resources, serve) as team:
+        trainer = open_trainer(aside, resources, team)
+        with contextlib.closing(trainer.engine), contextlib.suppress(Interrupted):
+            train(trainer, aside, steps, lambda: stopping() or trainer.progress.step >= max(steps))
     if trainer.progress.step < max(steps):
         raise Interrupted(f"stopped at step {trainer.progress.step} of {max(steps)}")
     for step in steps:

@@ -64,7 +64,7 @@ def needs(resources: Resources) -> dict[str, float]:
     if resources.device == "cuda" and not gpus:
         raise ValueError("Resources.device is 'cuda', but no node of the Ray cluster has a GPU")
     wanted = resources.gpus if gpus and resources.device != "cpu" else 0
-    return {"num_cpus": resources.threads, "num_gpus": wanted}
+    return {"num_cpus": resources.threads * resources.processes, "num_gpus": wanted}
 
 
 def room(resources: Resources) -> list[Slot]:

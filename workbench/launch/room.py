@@ -73,7 +73,7 @@ def slots(resources: Resources) -> list[Slot]:
     if found:
         sets = zip(*[iter(found)] * resources.gpus, strict=False)  # what is left over stays idle
         return [Slot(_names(each), tuple(uuid for uuid, _ in each)) for each in sets]
-    share = min(resources.threads, cores())
+    share = min(resources.threads * resources.processes, cores())
     shares = range(0, cores() - share + 1, share)
     return [Slot(f"cpu {n}", cores=tuple(range(n, n + share))) for n in shares]
 

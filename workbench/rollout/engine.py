@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from workbench.records import Killed
+
 
 @dataclass(frozen=True)
 class Request:
@@ -64,5 +66,5 @@ class Engine(Protocol):
         ...
 
 
-class EngineKilled(RuntimeError):
-    """A process of the engine was ended from outside, like any process on a busy machine."""
+class EngineKilled(Killed):
+    """A process of the engine was ended from outside."""

@@ -5,7 +5,7 @@ the batch. Each request draws from its own random numbers, so that what else is 
 changes nothing but rounding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,17 +20,25 @@ COMPACT_BELOW = 0.75  # share of live rows at which the dead ones leave the cach
 
 @dataclass
 class TransformersEngine:
-    """Decodes up to `sequences` responses together, and calls `get_on` before every token."""
+    """Decodes up to `sequences` responses together, and calls `get_on` before every token.
+
+    `weights`, of a policy that is in shards, are copied into `model` at every call.
+    """
 
     model: PreTrainedModel
     end: frozenset[int]
     pad: int
     sequences: int = 512
     get_on: Callable[[], object] = bool
+    weights: Callable[[], Iterable[tuple[str, Tensor]]] | None = None
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
         """See `Engine.generate`."""
+        if self.weights is not None:
+            parameters = dict(self.model.named_parameters())
+            for name, value in self.weights():
+                parameters[name].copy_(value)
         was_training = self.model.training
         self.model.eval()
         found: dict[int, list[Response]] = {}

@@ -7,17 +7,19 @@ SHA-256 of every file, and one that does not match is named and passed over.
 import hashlib
 import logging
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.optim import Optimizer
 
 from workbench.durable import new_folder, remove_tree
 from workbench.records import Run, read_json, write_json
 from workbench.schema import File
 from workbench.training.policy import VALUE_HEAD, Policy
+from workbench.training.team import placed, whole
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +32,57 @@ class Corrupt(RuntimeError):
     """A checkpoint that is not what its manifest says."""
 
 
-def save(run: Run, policy: Policy, optimizer: Optimizer, progress: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class State:
+    """The tensors of a checkpoint by name, whole: of the model, the value head, the optimizer."""
+
+    model: dict[str, Tensor]
+    head: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def gather(policy: Policy, optimizer: Optimizer, kept: bool = True) -> State:
+    """The state of a policy and its optimizer, which may be in shards; asked for by all processes.
+
+    Those that do not need it do not keep it: `kept`.
+    """
+    # Not of state_dict, where tied weights are there twice, as one tensor or as two.
+    model = [*policy.model.named_parameters(), *policy.model.named_buffers()]
+    persistent = policy.model.state_dict().keys()
+    head = [] if policy.value_head is None else list(policy.value_head.state_dict().items())
+    moments = [
+        (f"{key}.{name}", value)
+        for name, parameter in policy.parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    ]
+    return State(
+        _whole([(name, value) for name, value in model if name in persistent], kept),
+        _whole(head, kept),
+        _whole(moments, kept),
+    )
+
+
+def _whole(tensors: list[tuple[str, Tensor]], kept: bool) -> dict[str, Tensor]:
+    found = {}
+    for name, value in tensors:
+        tensor = whole(value)
+        if kept:  # in shards, there may be no room on a GPU for all of them at once
+            found[name] = (tensor if tensor is value else tensor.cpu()).detach().contiguous()
+    return found
+
+
+def save(run: Run, policy: Policy, state: State, progress: dict[str, Any]) -> None:
     """Writes the checkpoint of `progress["step"]`.
 
     Raises:
         DiskFull: there is no room for it; the checkpoints before it are as they were.
     """
     with new_folder(run.checkpoint_path(progress["step"]), File.CHECKPOINTS) as folder:
-        policy.model.save_pretrained(folder)
+        policy.model.save_pretrained(folder, state_dict=state.model)
         policy.tokenizer.save_pretrained(folder)
-        if policy.value_head is not None:
-            save_file(policy.value_head.state_dict(), folder / VALUE_HEAD)
-        save_file(_optimizer_tensors(policy, optimizer), folder / OPTIMIZER)
+        if state.head:
+            save_file(state.head, folder / VALUE_HEAD)
+        save_file(state.optimizer, folder / OPTIMIZER)
         write_json(folder / PROGRESS, progress)
         files = {path.name: _digest(path) for path in sorted(folder.iterdir())}
         write_json(folder / MANIFEST, {"run": _identity(run), "files": files})
@@ -98,20 +139,15 @@ def load_optimizer(path: Path, policy: Policy, optimizer: Optimizer) -> dict[str
     """Restores the optimizer's state and returns the progress saved with it."""
     tensors = load_file(path / OPTIMIZER)
     for name, parameter in policy.parameters():
-        keys = [k for k in ("exp_avg", "exp_avg_sq", "step") if f"{k}.{name}" in tensors]
-        device = parameter.device
-        state = {key: tensors[f"{key}.{name}"].to(device) for key in keys}
-        if state:
-            optimizer.state[parameter] = state
+        moments = {
+            key: placed(tensors[f"{key}.{name}"], like=parameter)
+            for key in ("exp_avg", "exp_avg_sq")
+            if f"{key}.{name}" in tensors
+        }
+        if moments:
+            steps_taken = tensors[f"step.{name}"].to(parameter.device)
+            optimizer.state[parameter] = {**moments, "step": steps_taken}
     return read_json(path / PROGRESS)
-
-
-def _optimizer_tensors(policy: Policy, optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    found = {}
-    for name, parameter in policy.parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            found[f"{key}.{name}"] = value.contiguous()
-    return found
 
 
 def _identity(run: Run) -> str:

@@ -8,9 +8,12 @@ from micro-batches, nothing here depends on memory.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from workbench.training.team import begin, own
 
 SKETCH = 16_384  # dimensions in training: the standard error of a squared length is then 1.1%
 _ROWS = 16  # of a sketch that are added up at once: 1 MB, which a processor keeps at hand
@@ -35,8 +38,9 @@ class Sketch:
 
     def __init__(self, parameters: Iterable[Tensor], size: int | None, seed: int = 0) -> None:
         parameters = list(parameters)
-        self._lengths = [p.numel() for p in parameters]
-        length = sum(self._lengths)
+        ends = list(accumulate((p.numel() for p in parameters), initial=0))
+        self._begins = [end + begin(p) for end, p in zip(ends, parameters, strict=False)]
+        length = ends[-1]
         self.exact = size is None or length <= size
         self.size = length if self.exact else size or 0
         rows = -(-length // self.size)
@@ -45,26 +49,34 @@ class Sketch:
         self._signs = (2.0 * bits - 1).to(parameters[0].device)
 
     def __call__(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        """The numbers [size] of one gradient; a None, of a parameter without one, is zeros."""
-        device = self._signs.device
-        flat = torch.cat(
-            [
-                torch.zeros(n, device=device) if g is None else g.detach().float().flatten()
-                for g, n in zip(gradients, self._lengths, strict=True)
-            ]
-        )
-        if self.exact:
-            return flat
-        rows = len(flat) // self.size
-        total = torch.zeros(self.size, device=device)
-        for first in range(0, rows, _ROWS):
-            count = min(_ROWS, rows - first)
-            part = flat[first * self.size : (first + count) * self.size].view(count, self.size)
-            signs = self._signs[first:].as_strided((count, self.size), (1, 1))
-            total += (part * signs).sum(dim=0)
-        rest = flat[rows * self.size :]
-        total[: len(rest)] += rest * self._signs[rows : rows + len(rest)]
+        """The numbers [size] of one gradient; a None, of a parameter without one, is zeros.
+
+        Of a gradient in shards it is that of this process's part; those of all add up.
+        """
+        total = torch.zeros(self.size, device=self._signs.device)
+        for place, gradient in zip(self._begins, gradients, strict=True):
+            if gradient is not None:
+                self._add(total, place, own(gradient.detach()).float().flatten())
         return total
+
+    def _add(self, total: Tensor, place: int, part: Tensor) -> None:
+        """Adds what stands from `place` on in the whole gradient: row by row of its layout."""
+        if self.exact:
+            total[place : place + len(part)] += part
+            return
+        row, column = divmod(place, self.size)
+        while len(part):
+            count = min(len(part) // self.size, _ROWS) if column == 0 else 0
+            if count:
+                signs = self._signs[row:].as_strided((count, self.size), (1, 1))
+                total += (part[: count * self.size].view(count, self.size) * signs).sum(dim=0)
+                row, taken = row + count, count * self.size
+            else:
+                taken = min(self.size - column, len(part))
+                signs = self._signs[row + column : row + column + taken]
+                total[column : column + taken].addcmul_(part[:taken], signs)
+                row, column = row + 1, 0
+            part = part[taken:]
 
 
 def blocks_of(questions: int, blocks: int) -> list[int]:

@@ -8,6 +8,7 @@ import torch
 from workbench.records import Run
 from workbench.training import checkpoint
 from workbench.training.tally import Tally
+from workbench.training.team import placed
 from workbench.training.trainer import Trainer, initial_weights, open_policy
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,9 @@ def is_due(trainer: Trainer, run: Run, kept: Collection[int]) -> bool:
 
 def save(trainer: Trainer, run: Run, kept: Collection[int]) -> None:
     """Saves the trainer's state; keeps the last checkpoints, the best, and those in `kept`."""
-    checkpoint.save(run, trainer.policy, trainer.optimizer, vars(trainer.progress))
+    trainer.team.order("save")
+    state = checkpoint.gather(trainer.policy, trainer.optimizer)
+    checkpoint.save(run, trainer.policy, state, vars(trainer.progress))
     keep = {*kept, best_step(run, trainer.resources.best_by)}
     if _rolls_back(trainer):
         keep.add(_validated(trainer))
@@ -67,7 +70,8 @@ def recover(trainer: Trainer, run: Run, tally: Tally) -> None:
         )
     target = _validated(trainer)
     log.warning("step %d is not finite: back to the weights of step %d", step, target)
-    _go_back(trainer, run, target)
+    trainer.team.order("go_back", target)
+    go_back(trainer, run, target)
     tally.sum("optim/rolled_back", 1)
 
 
@@ -81,7 +85,7 @@ def _validated(trainer: Trainer) -> int:
     return step - step % trainer.recipe.validation.every
 
 
-def _go_back(trainer: Trainer, run: Run, step: int) -> None:
+def go_back(trainer: Trainer, run: Run, step: int) -> None:
     """Gives the trainer the weights and the optimizer state of an earlier step of its run."""
     path = str(run.checkpoint_path(step))
     if step == 0:
@@ -92,7 +96,7 @@ def _go_back(trainer: Trainer, run: Run, step: int) -> None:
     pairs = zip(trainer.policy.parameters(), before.parameters(), strict=True)
     with torch.no_grad():
         for (_, parameter), (_, value) in pairs:
-            parameter.copy_(value)
+            parameter.copy_(placed(value, like=parameter))
     trainer.optimizer.state.clear()
     if step > 0:
         checkpoint.load_optimizer(run.checkpoint_path(step), trainer.policy, trainer.optimizer)

@@ -43,6 +43,7 @@ def train(
                 sequences = grade(trainer, problems, rollouts)
                 rollout_statistics(sequences, tally)
                 progress.sampled_tokens += sum(len(r.tokens) for rs in rollouts for r in rs)
+            trainer.team.order("update", sequences)
             with tally.timed("time/estimate"):
                 batch = collate(trainer, sequences)
             with tally.timed("time/update"):

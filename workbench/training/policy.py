@@ -1,6 +1,8 @@
 """The policy: a causal language model with its tokenizer, and a value head where one is needed."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from transformers.utils import logging
 
 from workbench.recipe import Model
 from workbench.training.sequences import Padded
+from workbench.training.team import whole
 from workbench.upge import Current
 
 logging.disable_progress_bar()  # a worker's output is a log file
@@ -71,7 +74,9 @@ class Policy:
 
     def weights(self) -> list[tuple[str, Tensor]]:
         """The model's weights by name, as a rollout engine of its own loads them."""
-        return [(name, parameter.detach()) for name, parameter in self.model.named_parameters()]
+        return [
+            (name, whole(parameter.detach())) for name, parameter in self.model.named_parameters()
+        ]
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a text, without what the tokenizer puts at the start of a prompt."""
@@ -90,13 +95,11 @@ class Policy:
         are of the state before each token.
         """
         kept = padded.ids.shape[1] - padded.first + 1  # the token before a column predicts it
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            output = self.model(
-                input_ids=padded.ids,
-                logits_to_keep=kept,
-                output_hidden_states=self.value_head is not None,
-                use_cache=False,
-            )
+        with (
+            torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
+            _input_of(self.model.get_output_embeddings()) as hidden,  # type: ignore[arg-type]
+        ):
+            output = self.model(input_ids=padded.ids, logits_to_keep=kept, use_cache=False)
         logits = output.logits[:, :-1].float()
         if self.temperature != 1:
             logits = logits / self.temperature
@@ -108,7 +111,7 @@ class Policy:
                 spread = padded.by_response(_entropy(logits, total))
         values = None
         if self.value_head is not None:
-            values = self.value_head(output.hidden_states[-1][:, -kept:-1].float())[:, :, 0]
+            values = self.value_head(hidden[0][:, :-1].flatten(0, 1).float()).view(chosen.shape)
         return Current(
             logprobs=padded.by_response(chosen),
             entropy=spread,
@@ -119,6 +122,17 @@ class Policy:
         """A copy that is never trained: the base model of a KL penalty."""
         model = copy.deepcopy(self.model).eval().requires_grad_(False)
         return Policy(model, self.tokenizer, self.temperature, self.dtype)
+
+
+@contextmanager
+def _input_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What the module is given inside, one call after the other."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def _entropy(logits: Tensor, total: Tensor) -> Tensor:

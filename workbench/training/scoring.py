@@ -15,7 +15,7 @@ def collate(trainer: Trainer, sequences: list[Sequence]) -> upge.TokenBatch:
     """
     batch = unscored(trainer, sequences)
     if trainer.one_pass:
-        read = ~batch.demonstration & ~trainer.method.prepare(batch).active
+        read = ~batch.demonstration & ~trainer.team.agreed(trainer.method.prepare(batch).active)
     else:
         _, beta = trainer.method.gate_weights(batch)
         read = ~batch.demonstration | (beta[batch.question] != 0)
@@ -50,16 +50,35 @@ def score_rows(
     trainer: Trainer, sequences: list[Sequence], batch: upge.TokenBatch, rows: list[int]
 ) -> None:
     """Fills in what the policy, as it is, says of some rows."""
-    for micro in micro_batches(sequences, rows, trainer.micro_batch):
-        padded = pad([sequences[r] for r in micro], trainer.policy.pad, trainer.policy.device)
-        fill(trainer, batch, micro, padded, trainer.policy.score(padded, entropy=True))
+    for micro in trainer.team.share(micro_batches(sequences, rows, trainer.micro_batch)):
+        padded = pad_rows(trainer, sequences, micro or idle(sequences))
+        fill(trainer, batch, micro or [], padded, trainer.policy.score(padded, entropy=True))
+    share_filled(trainer, batch, rows)
+
+
+def pad_rows(trainer: Trainer, sequences: list[Sequence], rows: list[int]) -> Padded:
+    """Some rows as the policy reads them."""
+    return pad([sequences[row] for row in rows], trainer.policy.pad, trainer.policy.device)
+
+
+def idle(sequences: list[Sequence]) -> list[int]:
+    """The row that a process of a team reads, for nothing, while it has none of its own.
+
+    Each part of a model is put together by all processes at once, so that all go through it.
+    """
+    return [min(range(len(sequences)), key=lambda row: sequences[row].length)]
 
 
 @torch.no_grad()
 def fill(
     trainer: Trainer, batch: upge.TokenBatch, rows: list[int], padded: Padded, old: upge.Current
 ) -> None:
-    """Writes into a batch what the old policy, and the base model, say of some rows."""
+    """Writes into a batch what the old policy, and the base model, say of some rows; or of none."""
+    base = None
+    if batch.base_logprobs is not None and trainer.base is not None:
+        base = trainer.base.score(padded).logprobs
+    if not rows:
+        return
     index = torch.tensor(rows, device=trainer.policy.device)
     columns = slice(0, padded.width)
     batch.logprobs[index, columns] = old.logprobs
@@ -68,5 +87,16 @@ def fill(
         batch.old_entropy[index, columns] = old.entropy
     if batch.values is not None and old.values is not None:
         batch.values[index, columns] = old.values
-    if batch.base_logprobs is not None and trainer.base is not None:
-        batch.base_logprobs[index, columns] = trainer.base.score(padded).logprobs
+    if batch.base_logprobs is not None and base is not None:
+        batch.base_logprobs[index, columns] = base
+
+
+def share_filled(trainer: Trainer, batch: upge.TokenBatch, rows: list[int]) -> None:
+    """Gives every process of a team what each of them filled in."""
+    if trainer.team.size == 1:
+        return
+    index = torch.tensor(rows, dtype=torch.long, device=trainer.policy.device)
+    filled = (batch.logprobs, batch.old_logprobs, batch.old_entropy, batch.values)
+    for tensor in (*filled, batch.base_logprobs):
+        if tensor is not None:
+            tensor[index] = trainer.team.total(tensor[index])

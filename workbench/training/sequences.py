@@ -9,7 +9,8 @@ from torch import Tensor
 
 from workbench.problems import Problem, Verdict
 
-PASS = 1 / 16  # what a pass costs beside its tokens, in micro-batches of the size that resources say
+# What a pass costs beside its tokens, in micro-batches of the size that resources say.
+PASS = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Sequence:
     def correct(self) -> bool:
         """Whether the verifier found the answer right; an ungradable one is not."""
         return self.verdict is Verdict.CORRECT
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and response."""
+        return len(self.prompt) + len(self.response)
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,8 @@ def micro_batches(sequences: Many[Sequence], rows: Many[int], tokens: int) -> li
     groups = []
     for demonstration in (True, False):
         stream = [row for row in rows if sequences[row].demonstration is demonstration]
-        stream.sort(key=lambda row: (_length(sequences[row]), row))
-        edges = _cheapest([_length(sequences[row]) for row in stream], tokens)
+        stream.sort(key=lambda row: (sequences[row].length, row))
+        edges = _cheapest([sequences[row].length for row in stream], tokens)
         groups += [stream[first:last] for first, last in pairwise(edges)]
     return groups
 
@@ -126,7 +132,3 @@ def _cheapest(lengths: Many[int], tokens: int) -> list[int]:
     while edges[-1]:
         edges.append(begins[edges[-1]])
     return edges[::-1]
-
-
-def _length(sequence: Sequence) -> int:
-    return len(sequence.prompt) + len(sequence.response)

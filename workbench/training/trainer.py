@@ -9,7 +9,7 @@ import torch
 
 from workbench import upge
 from workbench.models import locate
-from workbench.problems import Dataset
+from workbench.problems import Dataset, Text
 from workbench.recipe import Recipe
 from workbench.records import Run, run_of
 from workbench.resources import Resources
@@ -21,6 +21,11 @@ from workbench.training import checkpoint
 from workbench.training.data import open_data
 from workbench.training.gradient import SKETCH, Sketch
 from workbench.training.policy import Policy, load_policy, pick_device, reading_settings
+from workbench.training.team import ALONE, Team
+from workbench.training.team_engine import TeamEngine
+
+# What the other processes of a team know of the data: nothing, for the leader asks and grades.
+NO_DATA = Dataset("of the leader alone", (), (), (), Text("{question}"))
 
 
 @dataclass
@@ -53,6 +58,7 @@ class Trainer:
     progress: Progress
     sketch: Sketch
     base: Policy | None = None
+    team: Team = ALONE
 
     @property
     def method(self) -> upge.Method:
@@ -95,15 +101,25 @@ def open_policy(recipe: Recipe, path: str, resources: Resources) -> Policy:
 
 
 def open_engine(
-    recipe: Recipe, policy: Policy, resources: Resources, get_on: Callable[[], None]
+    recipe: Recipe,
+    policy: Policy,
+    resources: Resources,
+    get_on: Callable[[], None],
+    team: Team = ALONE,
+    copy: Policy | None = None,
 ) -> Engine:
-    """The rollout engine, over the policy itself; it calls `get_on` whenever it got further."""
+    """The rollout engine; it calls `get_on` whenever it got further.
+
+    It is over the policy itself, or over a copy of one that is in shards.
+    """
     if recipe.sampling.engine == "vllm":
-        return VllmEngine(_vllm_setup(recipe, policy, resources), policy.weights, get_on)
-    return TransformersEngine(policy.model, policy.end, policy.pad, resources.sequences, get_on)
+        setup = _vllm_setup(recipe, policy, resources, team.rank)
+        return VllmEngine(setup, policy.weights, get_on)
+    model, weights = (policy if copy is None else copy).model, policy.weights if copy else None
+    return TransformersEngine(model, policy.end, policy.pad, resources.sequences, get_on, weights)
 
 
-def _vllm_setup(recipe: Recipe, policy: Policy, resources: Resources) -> Setup:
+def _vllm_setup(recipe: Recipe, policy: Policy, resources: Resources, rank: int) -> Setup:
     on_gpu, cache = policy.device.type == "cuda", resources.engine_cache
     if cache is None and not on_gpu:
         cache = 1.0
@@ -114,24 +130,35 @@ def _vllm_setup(recipe: Recipe, policy: Policy, resources: Resources) -> Setup:
         end=tuple(sorted(policy.end)),
         sequences=resources.sequences,
         processes=resources.tensor_parallel,
-        gpu=_engine_gpu(resources) if on_gpu else None,
+        gpu=_engine_gpu(resources, rank) if on_gpu else None,
         shares_gpu=on_gpu and not resources.engine_apart,
         cache=None if cache is None else int(cache * 2**30),
     )
 
 
-def _engine_gpu(resources: Resources) -> int:
+def _engine_gpu(resources: Resources, rank: int) -> int:
     """The first of a vLLM engine's GPUs, among those of the cell."""
-    return resources.gpus - resources.tensor_parallel if resources.engine_apart else 0
+    return resources.gpus - resources.tensor_parallel if resources.engine_apart else rank
 
 
-def open_trainer(run: Run, resources: Resources) -> Trainer:
-    """A trainer at the run's newest whole checkpoint, or at the beginning.
+def open_trainer(run: Run, resources: Resources, team: Team = ALONE) -> Trainer:
+    """A trainer at the run's newest whole checkpoint, or at the beginning, on every process.
 
     Records beyond the checkpoint are set aside, so that the run goes on from one moment.
     """
     at = checkpoint.latest(run)
-    trainer = open_checkpoint(run, at or 0, resources)
+    team.order("open", run.path, at)
+    trainer = open_at(run, at, resources, team, run.beat)
+    if team.size > 1:
+        trainer.engine = TeamEngine(trainer.engine, team, run.beat)
+    return trainer
+
+
+def open_at(
+    run: Run, at: int | None, resources: Resources, team: Team, get_on: Callable[[], None]
+) -> Trainer:
+    """One process's trainer at a checkpoint with its optimizer, or at the beginning."""
+    trainer = open_checkpoint(run, at or 0, resources, get_on, team)
     if at is not None:
         path = run.checkpoint_path(at)
         saved = checkpoint.load_optimizer(path, trainer.policy, trainer.optimizer)
@@ -140,7 +167,11 @@ def open_trainer(run: Run, resources: Resources) -> Trainer:
 
 
 def open_checkpoint(
-    run: Run, step: int, resources: Resources, get_on: Callable[[], None] | None = None
+    run: Run,
+    step: int,
+    resources: Resources,
+    get_on: Callable[[], None] | None = None,
+    team: Team = ALONE,
 ) -> Trainer:
     """A trainer with the weights after some steps of the run, and an optimizer without a past.
 
@@ -155,6 +186,12 @@ def open_checkpoint(
     method = recipe.method
     needs_base = isinstance(method, upge.Method) and method.needs_base
     base = open_policy(recipe, origin, resources).frozen() if needs_base else None
+    copy = policy.frozen() if team.size > 1 and recipe.sampling.engine != "vllm" else None
+    for each in (policy, base):
+        if each is not None:
+            team.shard(each.model)
+    if policy.value_head is not None:
+        team.shard(policy.value_head)
     settings = recipe.optimizer
     optimizer = torch.optim.AdamW(
         [p for _, p in policy.parameters()],
@@ -164,11 +201,11 @@ def open_checkpoint(
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    engine = open_engine(recipe, policy, resources, get_on or run.beat)
-    data = open_data(run, policy.tokenizer)
+    engine = open_engine(recipe, policy, resources, get_on or run.beat, team, copy)
+    data = open_data(run, policy.tokenizer) if team.rank == 0 else NO_DATA
     sketch = Sketch(policy.model.parameters(), SKETCH)
     return Trainer(
-        recipe, seed, resources, data, policy, engine, optimizer, Progress(), sketch, base
+        recipe, seed, resources, data, policy, engine, optimizer, Progress(), sketch, base, team
     )
 
 

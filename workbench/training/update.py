@@ -9,11 +9,14 @@ from torch.nn import functional
 
 from workbench import upge
 from workbench.training.gradient import Blocks, blocks_of, ratios, windowed
-from workbench.training.scoring import fill
-from workbench.training.sequences import Sequence, micro_batches, pad
+from workbench.training.scoring import fill, idle, pad_rows, share_filled
+from workbench.training.sequences import Padded, Sequence, micro_batches
 from workbench.training.statistics import ratio_statistics
 from workbench.training.tally import Tally
+from workbench.training.team import whole
 from workbench.training.trainer import Trainer
+
+PARTS = ("rollouts", "demonstrations", "auxiliary")  # of a step's loss
 
 
 def update(
@@ -40,13 +43,15 @@ def _optimizer_step(
     trainer: Trainer, sequences: list[Sequence], step: upge.Step, tally: Tally
 ) -> None:
     trainer.optimizer.zero_grad(set_to_none=True)
-    rows = step.active.nonzero()[:, 0].tolist()
+    team = trainer.team
+    active = team.agreed(step.active).nonzero()[:, 0]
+    rows = active.tolist()
     question = step.batch.question.tolist()
     blocks = blocks_of(step.batch.questions, trainer.recipe.gradient_blocks)
     parts: dict[bool, list[Tensor]] = {True: [], False: []}
     before = torch.zeros(trainer.sketch.size, device=trainer.policy.device)
     current = torch.zeros_like(step.batch.logprobs)
-    loss = 0.0
+    losses = torch.zeros(len(PARTS), dtype=torch.float64)
     for demonstration in (True, False):
         for block in range(blocks[-1] + 1):
             chosen = [
@@ -54,21 +59,26 @@ def _optimizer_step(
                 for row in rows
                 if sequences[row].demonstration is demonstration and blocks[question[row]] == block
             ]
-            for group in micro_batches(sequences, chosen, trainer.micro_batch):
-                loss += _accumulate(trainer, sequences, step, group, current, tally)
+            for group in team.share(micro_batches(sequences, chosen, trainer.micro_batch)):
+                if group is None:
+                    _keep_pace(trainer, sequences, step)
+                else:
+                    losses += _accumulate(trainer, sequences, step, group, current)
             # The map is linear: what a block has added is the difference of two sketches.
             after = trainer.sketch(_gradients(trainer)) if chosen else before
             parts[demonstration].append(after - before)
             before = after
-    ratio_statistics(step, step.active.nonzero()[:, 0], current, tally)
-    for name in ("total", "rollouts", "demonstrations", "auxiliary"):
-        tally.add(f"loss/{name}", 0.0, 1)
+    if trainer.one_pass:
+        share_filled(trainer, step.batch, rows)
+    ratio_statistics(step, active, team.total(current), tally)
+    total = team.total(losses.to(trainer.policy.device))
+    for name, loss in zip((*PARTS, "total"), (*total, total.sum()), strict=True):
+        tally.add(f"loss/{name}", loss, 1)
     sizes = torch.tensor(blocks).bincount().to(before)
-    _gradient_statistics(
-        trainer, Blocks(torch.stack(parts[False]), torch.stack(parts[True]), sizes), tally
-    )
+    rollouts, demonstrations = (team.total(torch.stack(parts[which])) for which in (False, True))
+    _gradient_statistics(trainer, Blocks(rollouts, demonstrations, sizes), tally)
     trainer.progress.trained_tokens += sum(len(sequences[row].response) for row in rows)
-    _apply(trainer, tally, loss)
+    _apply(trainer, tally, float(total.sum()))
 
 
 def _accumulate(
@@ -77,27 +87,38 @@ def _accumulate(
     step: upge.Step,
     rows: list[int],
     logprobs: Tensor,
-    tally: Tally,
-) -> float:
-    """Adds the gradient of some rows, writes their log-probabilities and returns their loss."""
-    padded = pad([sequences[r] for r in rows], trainer.policy.pad, trainer.policy.device)
-    learned = trainer.method.needs_entropy
-    current = trainer.policy.score(padded, learned or trainer.one_pass, learned)
-    if trainer.one_pass:
-        fill(trainer, step.batch, rows, padded, current)
+) -> Tensor:
+    """Adds the gradient of some rows, writes their log-probabilities and returns their losses."""
+    padded, current = _score(trainer, sequences, step, rows)
     missing = step.batch.trained.shape[1] - padded.width
     wide = upge.Current(
         *(None if t is None else functional.pad(t, (0, missing)) for t in _tensors(current))  # type: ignore[arg-type]
     )
     index = torch.tensor(rows, device=trainer.policy.device)
-    losses = step.losses(index, wide)
-    total = torch.stack(list(losses.values())).sum()
-    total.backward()
-    for name, loss in losses.items():
-        tally.add(f"loss/{name}", loss.item(), 0)  # counted once an update, in _optimizer_step
-        tally.add("loss/total", loss.item(), 0)
+    found = step.losses(index, wide)
+    losses = torch.stack([found[part] for part in PARTS])
+    losses.sum().backward()
     logprobs[index] = wide.logprobs.detach()
-    return total.item()
+    return losses.detach().to("cpu", torch.float64)
+
+
+def _keep_pace(trainer: Trainer, sequences: list[Sequence], step: upge.Step) -> None:
+    """Goes through the model as the processes do that have rows, and adds nothing."""
+    _, current = _score(trainer, sequences, step, [])
+    nothing = [0.0 * t.sum() for t in _tensors(current) if t is not None and t.requires_grad]
+    torch.stack(nothing).sum().backward()
+
+
+def _score(
+    trainer: Trainer, sequences: list[Sequence], step: upge.Step, rows: list[int]
+) -> tuple[Padded, upge.Current]:
+    """What the policy says of some rows; what of it is also the old policy's it fills in."""
+    padded = pad_rows(trainer, sequences, rows or idle(sequences))
+    learned = trainer.method.needs_entropy
+    current = trainer.policy.score(padded, learned or trainer.one_pass, learned)
+    if trainer.one_pass:
+        fill(trainer, step.batch, rows, padded, current)
+    return padded, current
 
 
 def _tensors(current: upge.Current) -> tuple[Tensor | None, ...]:
@@ -136,7 +157,7 @@ def _apply(trainer: Trainer, tally: Tally, loss: float) -> None:
         # in which momentum goes on, and not no update.
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_norm).item()
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.max_norm)).item()
     total_updates = trainer.recipe.steps * trainer.recipe.updates_per_batch
     total_updates *= trainer.recipe.epochs_per_batch
     rate = settings.learning_rate * settings.schedule(progress.updates, total_updates)

@@ -1,0 +1,154 @@
+"""Several processes train one model together, and it is the training of one process."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from steps import by_turns
+
+from workbench import replace, upge
+from workbench.records import Interrupted, run_of
+from workbench.resources import Resources
+from workbench.training import checkpoint
+from workbench.training.loop import train
+from workbench.training.peer import serve
+from workbench.training.sampling import grade, sample
+from workbench.training.scoring import collate
+from workbench.training.sequences import micro_batches
+from workbench.training.tally import Tally
+from workbench.training.team import Team, assembled
+from workbench.training.trainer import open_trainer
+from workbench.training.update import update
+
+# Small micro-batches: every process has some of a step, and some have none while others do.
+ALONE = Resources(device="cpu", tokens=256, checkpoint_every=1)
+SIZES = [2, pytest.param(4, marks=pytest.mark.integration)]
+
+# Of nearly equal numbers, so that rounding is not small beside them.
+DIFFERENCES = {
+    "grad/cosine_sft_rl", "grad/inner_sft_rl", "grad/noise_scale", "grad/share_sft",
+    "grad/square", "grad/square_rl", "grad/square_sft", "policy/kl_old", "loss/total",
+    "loss/rollouts",
+}  # fmt: skip
+
+METHODS = {
+    "grpo": upge.grpo(),
+    "ppo": upge.ppo(),  # a value head
+    "kl": replace(upge.rloo(), auxiliary=(upge.KLPenalty(0.01, to_base=True),)),  # a base model
+    "rloo": upge.rloo(),
+    "dapo": upge.dapo(),
+    "cispo": upge.cispo(),
+    "gspo": upge.gspo(),
+    "sft": upge.sft(),
+    "luffy": upge.luffy(),
+    "srft": upge.srft(),  # an entropy that is learned
+    "hpt": upge.hpt(),
+    "off/on": upge.off_on(),
+}
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def team(request: pytest.FixtureRequest) -> Iterator[Team]:
+    with assembled(together(request.param), serve) as found:
+        yield found
+
+
+def together(processes: int) -> Resources:
+    return dataclasses.replace(ALONE, processes=processes)
+
+
+def one_update(run, team=None):
+    """One batch's optimizer steps; the metrics of it, and what a checkpoint would hold."""
+    resources = ALONE if team is None else together(team.size)
+    trainer = open_trainer(run, resources, *([] if team is None else [team]))
+    problems, tally = list(trainer.data.train[: trainer.recipe.questions]), Tally()
+    graded = grade(trainer, problems, sample(trainer, problems, 1))
+    sequences = [by_turns(s, row) for row, s in enumerate(graded)]
+    trainer.team.order("update", sequences)
+    update(trainer, sequences, collate(trainer, sequences), tally)
+    trainer.team.order("save")
+    state = checkpoint.gather(trainer.policy, trainer.optimizer)
+    # Of AdamW's first step only its signs are seen in the weights: its moments are the gradient.
+    tensors = {**state.optimizer, **state.model, **state.head}
+    return sequences, tally.metrics(), {k: t.clone() for k, t in tensors.items()}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        scale = max(float(tensor.abs().max()), 1e-6)
+        assert float((found[name] - tensor).abs().max()) <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_update_is_that_of_one_process(small, open_run, team, name):
+    recipe = small.using(METHODS[name])
+    run = open_run(recipe)
+    sequences, metrics, tensors = one_update(run, team)
+    alone, expected, whole = one_update(run)
+    assert [s.response for s in sequences] == [s.response for s in alone]
+    assert metrics.keys() == expected.keys()
+    settled = [key for key in metrics if key not in DIFFERENCES]
+    assert [metrics[k] for k in settled] == pytest.approx([expected[k] for k in settled], rel=1e-4)
+    assert_same(tensors, whole, 1e-4)
+    assert metrics["optim/gradient_norm"] > 0
+
+
+def test_several_optimizer_steps_over_one_batch_are_those_of_one_process(small, open_run, team):
+    run = open_run(replace(small.using(upge.grpo()), updates_per_batch=2, epochs_per_batch=2))
+    _, metrics, tensors = one_update(run, team)
+    _, expected, whole = one_update(run)
+    assert metrics["optim/gradient_norm"] == pytest.approx(expected["optim/gradient_norm"], 1e-3)
+    assert_same(tensors, whole, 1e-3)
+
+
+def test_arithmetic_in_bfloat16_is_that_of_one_process_to_its_rounding(small, open_run, team):
+    run = open_run(replace(small, dtype="bfloat16"))
+    _, metrics, _ = one_update(run, team)
+    _, expected, _ = one_update(run)
+    for key in ("optim/gradient_norm", "loss/total", "grad/norm_sft", "grad/norm_rl"):
+        assert metrics[key] == pytest.approx(expected[key], rel=0.01, abs=1e-3), key
+
+
+def test_some_processes_have_no_demonstration_while_others_do(small, open_run):
+    """What the updates above are tested with, or they would not show it."""
+    sequences, _, _ = one_update(open_run(small.using(upge.luffy())))
+    rows = [row for row, s in enumerate(sequences) if s.demonstration]
+    groups = micro_batches(sequences, rows, ALONE.tokens or 0)
+    teams = [Team(rank, 4) for rank in range(4)]
+    assert None in [group for each in teams for group in each.share(groups)]
+
+
+@pytest.mark.parametrize("together_first", [True, False])
+def test_a_checkpoint_is_resumed_by_another_number_of_processes(
+    small, tmp_path, team, together_first
+):
+    def train_until(run, step, by_team):
+        resources, whom = (together(team.size), [team]) if by_team else (ALONE, [])
+        trainer = open_trainer(run, resources, *whom)
+        with suppress(Interrupted):
+            train(trainer, run, stopping=lambda: trainer.progress.step >= step)
+        return [row["optim/gradient_norm"] for row in run.rows() if row["step"]]
+
+    runs = [run_of(tmp_path / each, small, 0) for each in ("alone", "by-turns")]
+    for run in runs:
+        run.create(small, 0)
+    expected = train_until(runs[0], small.steps, by_team=False)
+    train_until(runs[1], 2, by_team=together_first)
+    found = train_until(runs[1], small.steps, by_team=not together_first)
+    assert found == pytest.approx(expected, rel=1e-3)
+    states = [load_file(run.checkpoint_path(4) / checkpoint.OPTIMIZER) for run in runs]
+    assert_same(states[1], states[0], 1e-3)
+
+
+def test_a_stop_ends_the_rollouts_of_all_processes_and_they_go_on(small, open_run, team):
+    run = open_run(small)
+    trainer = open_trainer(run, together(team.size), team)
+    asked = iter([False] * 60)
+    with pytest.raises(Interrupted):
+        train(trainer, run, stopping=lambda: next(asked, True))
+    train(open_trainer(run, together(team.size), team), run)
+    assert run.rows()[-1]["step"] == small.steps

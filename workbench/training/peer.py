@@ -1,0 +1,102 @@
+"""A process of a team beside the leader: it does as it is ordered until the leader ends."""
+
+import ctypes
+import logging
+import signal
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from workbench.records import Interrupted, Run
+from workbench.resources import Resources
+from workbench.rollout import Request
+from workbench.rollout.engine import Decoding
+from workbench.training import checkpoint, keeping
+from workbench.training import sequences as step
+from workbench.training.scoring import collate
+from workbench.training.tally import Tally
+from workbench.training.team import Failed, Team, join
+from workbench.training.team_engine import Answered, GotOn
+from workbench.training.trainer import Trainer, open_at
+from workbench.training.update import update
+
+BEAT = 1.0  # seconds between two signs of progress
+
+
+def serve(
+    orders: Connection, stop: Event, port: int, rank: int, size: int, resources: Resources
+) -> None:
+    """Carries out the leader's orders until its end of the connection is closed."""
+    if hasattr(ctypes.CDLL(None), "prctl"):  # Linux: it must not outlive a leader that is killed
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the leader says when to end
+    logging.basicConfig(level=logging.WARNING)
+    torch.set_num_threads(resources.threads)
+    try:
+        mesh = join(dist.TCPStore("127.0.0.1", port, size), rank, size, resources)
+        peer = Peer(orders, stop, resources, Team(rank, size, mesh))
+        while True:
+            name, arguments = orders.recv()
+            getattr(peer, name)(*arguments)
+    except EOFError:
+        return
+    except Exception as error:  # the rim of the process: told to the leader, traced in its log
+        traceback.print_exc()
+        with suppress(OSError):
+            orders.send(Failed(type(error).__name__, str(error)))
+        raise SystemExit(1) from error
+
+
+class Peer:
+    """What the leader can order, each method by its name."""
+
+    trainer: Trainer
+    run: Run
+
+    def __init__(self, leader: Connection, stop: Event, resources: Resources, team: Team) -> None:
+        self.leader, self.stop, self.resources, self.team = leader, stop, resources, team
+        self._told = 0.0
+
+    def open(self, path: Path, at: int | None) -> None:
+        """Takes its part of a run's trainer, at a checkpoint or at the beginning."""
+        self.run = Run(path)
+        self.trainer = open_at(self.run, at, self.resources, self.team, self._get_on)
+
+    def generate(self, requests: Sequence[Request], decoding: Decoding) -> None:
+        """Draws responses to its share of the prompts."""
+        try:
+            self.leader.send(Answered(self.trainer.engine.generate(requests, decoding)))
+        except Interrupted:
+            self.leader.send(Answered(None))
+
+    def update(self, sequences: list[step.Sequence]) -> None:
+        """Takes its part in the optimizer steps over one batch."""
+        update(self.trainer, sequences, collate(self.trainer, sequences), Tally())
+
+    def save(self) -> None:
+        """Gives the leader its part of a checkpoint."""
+        checkpoint.gather(self.trainer.policy, self.trainer.optimizer, kept=False)
+
+    def go_back(self, to: int) -> None:
+        """Takes its part of the weights and the optimizer of an earlier step."""
+        keeping.go_back(self.trainer, self.run, to)
+
+    def close(self) -> None:
+        """Ends its engine."""
+        with closing(self.trainer.engine):
+            pass
+
+    def _get_on(self) -> None:
+        if self.stop.is_set():
+            raise Interrupted("the leader stopped the rollouts")
+        if time.monotonic() - self._told > BEAT:
+            self._told = time.monotonic()
+            self.leader.send(GotOn())
