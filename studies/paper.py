@@ -25,7 +25,7 @@ HARD = ("mixed", "nesting")  # the suites that large-k Pass@k is measured on
 
 # As `workbench report studies/paper_learning_rates.py` prints them, best by validation accuracy.
 RATES = {
-    "SFT": 5e-4,
+    "SFT": 1e-3,
     "GRPO": 5e-4,
     "SFT->GRPO": 5e-4,
     "LUFFY": 5e-4,
@@ -33,7 +33,7 @@ RATES = {
     "HPT": 5e-4,
     "HPT, gamma 1/8": 5e-4,
     "HPT, gamma 2/8": 5e-4,
-    "OFF/ON": 5e-4,
+    "OFF/ON": 2e-3,
     "Mix/ON": 5e-4,
 }
 

@@ -1,5 +1,6 @@
 """Memory and time worked out beforehand, against sums by hand and against counted tensors."""
 
+import re
 import weakref
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM as AutoModel
 from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
 
-from workbench import Data, Recipe, Resources, Sampling, presets, replace, upge
+from workbench import Data, Recipe, Resources, Sampling, Study, presets, replace, upge
+from workbench.cli_estimate import describe
 from workbench.devices import DEVICES, GIB
 from workbench.footprint import (
     PUBLISHED,
@@ -22,6 +24,7 @@ from workbench.footprint import (
     shape_of,
     total,
 )
+from workbench.plan import jobs
 from workbench.problems import published
 from workbench.records import run_of
 from workbench.training.policy import Policy
@@ -96,6 +99,28 @@ def test_an_engine_apart_takes_nothing_of_the_trainers_gpu() -> None:
     apart = replace_resources(LARGE, gpus=2, engine_apart=True)
     shape = PUBLISHED["Qwen/Qwen2.5-Math-1.5B"]
     assert memory(paper("Qwen/Qwen2.5-Math-1.5B"), apart, shape, H100).rollout == ()
+
+
+def test_shards_leave_each_gpu_its_part_of_what_is_always_held() -> None:
+    name, spread = "Qwen/Qwen2.5-Math-7B", replace_resources(LARGE, gpus=8, processes=8)
+    alone, found = (memory(paper(name), each, PUBLISHED[name], H100) for each in (LARGE, spread))
+    assert total(found.always) == pytest.approx(total(alone.always) / 8)
+    # By hand: 1.09e9 outside of layers and 2.33e8 in each, 8 bytes of them and of two layers.
+    extra = (total(found.update) - total(alone.update)) / GIB
+    assert extra == pytest.approx(8 * (1.0900e9 + 2 * 0.23306e9) / GIB, rel=0.001)
+    one, eight = (seconds(paper(name), each, PUBLISHED[name], H100) for each in (LARGE, spread))
+    assert eight.update == pytest.approx(one.update / 8)
+
+
+def test_a_model_that_does_not_fit_is_told_how_many_gpus_it_fits_on(tmp_path: Path) -> None:
+    recipe = paper("Qwen/Qwen2.5-Math-7B")
+    for resources, words in (
+        (LARGE, r"GiB: does not fit; Resources\(gpus=\d, processes=\d\) would take"),
+        (replace_resources(LARGE, gpus=8, processes=8), "GiB: fits"),
+    ):
+        study = Study("large", {"HPT": recipe}, resources=resources)
+        lines = describe(study, jobs(study, tmp_path), "h100-80gb")
+        assert any(re.search(words, line) for line in lines), lines
 
 
 def replace_resources(resources: Resources, **changes: object) -> Resources:

@@ -109,6 +109,12 @@ ENGINES = {
         "tensor_parallel": 4,
         "engine_apart": True,
     },
+    "gpus is 2, but as many processes need 4; use gpus=4": {"gpus": 2, "processes": 4},
+    "processes is 2, each with a vLLM engine of its own": {
+        "gpus": 4,
+        "processes": 2,
+        "tensor_parallel": 2,
+    },
     "engine_cache must be above 0 or None, got 0.0; such as 1.0": {"engine_cache": 0},
     "tensor_parallel must be at least 1, got 0; the nearest is 1": {"tensor_parallel": 0},
 }
@@ -119,6 +125,7 @@ def test_resources_for_an_engine_are_checked(message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Resources(**ENGINES[message])
     assert Resources(device="cpu", tensor_parallel=2).gpus == 1  # processes need no GPU there
+    assert Resources(device="cpu", processes=2).gpus == 1
 
 
 def test_cores_are_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What `workbench plan` says of memory and time on a GPU, with the reasoning."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from workbench import footprint
 from workbench.devices import DEVICES, GIB, Device
@@ -11,6 +12,7 @@ from workbench.resources import Resources
 from workbench.study import Study
 
 HOUR = 3600.0
+PROCESSES = (2, 4, 8)  # as machines have GPUs
 
 
 def describe(study: Study, jobs: Sequence[Job], on: str | None) -> list[str]:
@@ -24,18 +26,35 @@ def describe(study: Study, jobs: Sequence[Job], on: str | None) -> list[str]:
         return [f"no estimate for {study.name}: the shapes of its models are not known here"]
     label, memory = most
     return [
-        *_memory_lines(label, memory, device),
+        *_memory_lines(label, memory, device, _advice(trained, study.resources, device)),
         *_time_lines(trained, jobs, study.resources, device),
     ]
 
 
-def _memory_lines(label: str, memory: Memory, device: Device) -> list[str]:
-    fits = memory.peak <= device.memory
-    short = "does not fit: the trainer has one GPU, whatever Resources.gpus is"
-    verdict = "fits" if fits else short
+def _advice(trained: Mapping[str, Recipe], resources: Resources, device: Device) -> str:
+    """The fewest GPUs that one model fits on together, where it does not fit as it is."""
+    for processes in PROCESSES:
+        if processes > resources.processes and not resources.engine_apart:
+            spread = replace(
+                resources,
+                gpus=max(processes, resources.gpus),
+                processes=processes,
+                tensor_parallel=1,
+            )
+            found = footprint.largest(trained, spread, device)
+            if found is not None and found[1].peak <= device.memory:
+                return (
+                    f"Resources(gpus={spread.gpus}, processes={processes}) would take "
+                    f"{found[1].peak / GIB:.1f} GiB of each"
+                )
+    return "nor with processes=8: recompute, smaller tokens or engine_cache take less"
+
+
+def _memory_lines(label: str, memory: Memory, device: Device, advice: str) -> list[str]:
+    verdict = "fits" if memory.peak <= device.memory else f"does not fit; {advice}"
     return [
-        f"memory of the trainer's {device.name} ({device.memory / GIB:.0f} GiB), arm {label}, "
-        f"which takes most; P = {memory.parameters:,}:",
+        f"memory of each of the trainer's {device.name} ({device.memory / GIB:.0f} GiB), arm "
+        f"{label}, which takes most; P = {memory.parameters:,}:",
         *_parts("always", memory.always),
         *_parts("in an update", memory.update),
         *_parts("in a rollout", memory.rollout),

@@ -151,14 +151,17 @@ def total(lines: Sequence[Line]) -> int:
 
 def memory(recipe: Recipe, resources: Resources, shape: Shape, device: Device | None) -> Memory:
     """What training takes of its GPU, or of a processor where there is none."""
-    p = shape.parameters
+    p, n = shape.parameters, resources.processes
+    over = f" / {n}" if n > 1 else ""
     always = [
-        Line("weights", 4 * p, "4 P, float32"),
-        Line("gradients", 4 * p, "4 P, kept until the next update"),
-        Line("AdamW", 8 * p, "8 P, two moments"),
+        Line("weights", 4 * p // n, f"4 P{over}, float32"),
+        Line("gradients", 4 * p // n, f"4 P{over}, kept until the next update"),
+        Line("AdamW", 8 * p // n, f"8 P{over}, two moments"),
     ]
     if recipe.method is not None and recipe.method.needs_base:
-        always.append(Line("base model", 4 * p, "4 P, of a KL penalty"))
+        always.append(Line("base model", 4 * p // n, f"4 P{over}, of a KL penalty"))
+    if n > 1 and recipe.sampling.engine == "transformers":
+        always.append(Line("copy to decode with", 4 * p, "4 P, float32"))
     return Memory(
         p,
         tuple(always),
@@ -204,6 +207,11 @@ def _update(recipe: Recipe, resources: Resources, shape: Shape, on_gpu: bool) ->
     lines = [layers, Line("logits", 20 * v * tokens, "20 V T: float32 of five, one kept")]
     if mixed:
         lines.append(Line("weights in bfloat16", copied, "2 bytes of each that is multiplied by"))
+    if resources.processes > 1:
+        outside = shape.parameters - shape.layers * shape.in_layer
+        size = 8 * (outside + 2 * shape.in_layer)
+        text = "8 (P outside of layers + two layers): weights and gradients"
+        lines.append(Line("what is put together of shards", size, text))
     return lines
 
 
@@ -217,14 +225,16 @@ def _rollout(
         size = shape.cached(4) * longest_sequence(recipe) * rows
         return [Line("keys and values", size, f"8 L (KV heads) (head) s of {rows} sequences")]
     weights = shape.parameters * _number(recipe) // resources.tensor_parallel
-    given = Line("vLLM's weights", weights, "P in the recipe's dtype, over tensor_parallel")
+    given = [Line("vLLM's weights", weights, "P in the recipe's dtype, over tensor_parallel")]
+    if resources.processes > 1:
+        given.append(Line("the same, put together of shards", weights, "given to vLLM"))
     if resources.engine_cache is not None:
         cache = int(resources.engine_cache * GIB)
-        return [given, Line("keys and values", cache, "Resources.engine_cache")]
+        return [*given, Line("keys and values", cache, "Resources.engine_cache")]
     if device is None:
-        return [given, Line("keys and values", GIB, "1 GiB on a processor")]
+        return [*given, Line("keys and values", GIB, "1 GiB on a processor")]
     left = max(0, int(SHARED_ENGINE * device.memory) - weights)
-    return [given, Line("keys and values", left, "what is left of 45% of the GPU")]
+    return [*given, Line("keys and values", left, "what is left of 45% of the GPU")]
 
 
 def _number(recipe: Recipe) -> int:
@@ -238,7 +248,7 @@ class Seconds:
 
     Attributes:
         rollout, update: seconds.
-        together: sequences that are decoded together.
+        together: sequences that are decoded together, by each process.
         rollout_rate, update_rate: tokens a second.
     """
 
@@ -257,14 +267,15 @@ def seconds(recipe: Recipe, resources: Resources, shape: Shape, device: Device) 
     A forward pass takes 2 operations a parameter and token (Kaplan et al., 2001.08361) and 2 L h s
     for attention (PaLM, 2204.02311, appendix B, of which causal attention needs half); a backward
     pass takes two of them, and one more each is a pass that scores the old policy by itself and
-    layers that are recomputed.
+    layers that are recomputed. What several processes wait for each other is not counted.
     """
     method = recipe.method
     answers = recipe.questions * recipe.rollouts if method and method.samples_rollouts else 0
     demonstrations = recipe.questions if method and method.needs_demonstrations else 0
-    together = max(1, min(answers, _room(recipe, resources, shape, device)))
-    rollout_rate = _decode_rate(recipe, resources, shape, device, together)
-    update_rate = _update_rate(recipe, resources, shape, device)
+    n = resources.processes  # each draws its share of the answers and learns from its share
+    together = max(1, min(-(-answers // n), _room(recipe, resources, shape, device)))
+    rollout_rate = n * _decode_rate(recipe, resources, shape, device, together)
+    update_rate = n * _update_rate(recipe, resources, shape, device)
     tokens = (answers + demonstrations) * longest_sequence(recipe) * recipe.epochs_per_batch
     return Seconds(
         answers * recipe.sampling.max_tokens / rollout_rate,

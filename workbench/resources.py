@@ -71,12 +71,12 @@ class Resources:
             )
         needed = max(self.processes, self.tensor_parallel + self.engine_apart)
         if self.device != "cpu" and needed > self.gpus:
-            who = f"{self.processes} processes" if self.processes > 1 else "a vLLM engine"
-            of = f" on {self.tensor_parallel}" if self.processes == 1 else ""
             apart = " apart from the trainer" if self.engine_apart else ""
+            who = f"a vLLM engine on {self.tensor_parallel}{apart} needs"
+            if self.processes > 1:
+                who = "as many processes need"
             raise ValueError(
-                f"Resources.gpus is {self.gpus}, but {who}{of}{apart} needs {needed}; "
-                f"use gpus={needed}"
+                f"Resources.gpus is {self.gpus}, but {who} {needed}; use gpus={needed}"
             )
 
     def micro_batch(self, on_gpu: bool) -> int:

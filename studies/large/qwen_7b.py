@@ -2,13 +2,13 @@
 
     workbench plan studies/large/qwen_7b.py --on h200    # memory, time and what is not here
     workbench doctor studies/large/qwen_7b.py            # what this machine lacks for it
-    workbench run studies/large/qwen_7b.py               # once a trainer may span several GPUs
+    workbench run studies/large/qwen_7b.py               # on eight GPUs
     workbench report studies/large/qwen_7b.py            # its tables and figures
 
 All is as in qwen_1_5b.py but for the model and what is drawn: Figures 2 to 7, and for Figures 3 and
 4 a run of its own, in which each of 255 problems of MATH is met again in every epoch of three
-steps. Weights, gradients and AdamW's moments of this model take 113 GiB, and a cell's trainer has
-one GPU: `plan` says that it does not fit. Not run yet; docs/large-models.md has the arithmetic.
+steps. Weights, gradients and AdamW's moments of this model take 113 GiB, so that eight processes
+train it together, on a GPU each. Not run yet; docs/large-models.md has the arithmetic.
 """
 
 from analysis import PassAtK, RolloutGrid, dynamics, paper
@@ -17,7 +17,9 @@ from workbench.problems import published
 
 MODEL = presets.long_qwen("Qwen/Qwen2.5-Math-7B")
 DATA = published.openr1_math_46k()
-RESOURCES = Resources(device="cuda", tokens=9216, recompute=True, patience=7200.0)
+RESOURCES = Resources(
+    device="cuda", gpus=8, processes=8, tokens=9216, recompute=True, patience=7200.0
+)
 
 MAIN = ("Base", "SFT", "GRPO", "SFT->GRPO", "LUFFY", "SRFT", "HPT")
 SEEN = ("SFT->GRPO", "HPT")

@@ -60,9 +60,9 @@ def together(processes: int) -> Resources:
     return dataclasses.replace(ALONE, processes=processes)
 
 
-def one_update(run, team=None):
+def one_update(run, team=None, resources=None):
     """One batch's optimizer steps; the metrics of it, and what a checkpoint would hold."""
-    resources = ALONE if team is None else together(team.size)
+    resources = resources or (ALONE if team is None else together(team.size))
     trainer = open_trainer(run, resources, *([] if team is None else [team]))
     problems, tally = list(trainer.data.train[: trainer.recipe.questions]), Tally()
     graded = grade(trainer, problems, sample(trainer, problems, 1))
@@ -103,6 +103,15 @@ def test_several_optimizer_steps_over_one_batch_are_those_of_one_process(small, 
     _, expected, whole = one_update(run)
     assert metrics["optim/gradient_norm"] == pytest.approx(expected["optim/gradient_norm"], 1e-3)
     assert_same(tensors, whole, 1e-3)
+
+
+def test_layers_that_are_recomputed_are_put_together_again(small, open_run, team):
+    """Of a model in shards the second pass through a layer needs the other processes' parts too."""
+    run = open_run(small)
+    again = dataclasses.replace(together(team.size), recompute=True)
+    _, _, tensors = one_update(run, team, again)
+    _, _, whole = one_update(run)
+    assert_same(tensors, whole, 1e-4)
 
 
 def test_arithmetic_in_bfloat16_is_that_of_one_process_to_its_rounding(small, open_run, team):

@@ -42,7 +42,7 @@ def serve(
     torch.set_num_threads(resources.threads)
     try:
         mesh = join(dist.TCPStore("127.0.0.1", port, size), rank, size, resources)
-        peer = Peer(orders, stop, resources, Team(rank, size, mesh))
+        peer = Peer(orders, stop, Team(rank, size, mesh))
         while True:
             name, arguments = orders.recv()
             getattr(peer, name)(*arguments)
@@ -61,14 +61,14 @@ class Peer:
     trainer: Trainer
     run: Run
 
-    def __init__(self, leader: Connection, stop: Event, resources: Resources, team: Team) -> None:
-        self.leader, self.stop, self.resources, self.team = leader, stop, resources, team
+    def __init__(self, leader: Connection, stop: Event, team: Team) -> None:
+        self.leader, self.stop, self.team = leader, stop, team
         self._told = 0.0
 
-    def open(self, path: Path, at: int | None) -> None:
+    def open(self, path: Path, at: int | None, resources: Resources) -> None:
         """Takes its part of a run's trainer, at a checkpoint or at the beginning."""
         self.run = Run(path)
-        self.trainer = open_at(self.run, at, self.resources, self.team, self._get_on)
+        self.trainer = open_at(self.run, at, resources, self.team, self._get_on)
 
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> None:
         """Draws responses to its share of the prompts."""

@@ -72,11 +72,10 @@ class Policy:
             found += [(f"value_head.{n}", p) for n, p in self.value_head.named_parameters()]
         return found
 
-    def weights(self) -> list[tuple[str, Tensor]]:
-        """The model's weights by name, as a rollout engine of its own loads them."""
-        return [
-            (name, whole(parameter.detach())) for name, parameter in self.model.named_parameters()
-        ]
+    def weights(self, dtype: torch.dtype | None = None) -> list[tuple[str, Tensor]]:
+        """The model's weights by name, whole, as a rollout engine of its own loads them."""
+        found = ((name, whole(p.detach())) for name, p in self.model.named_parameters())
+        return [(name, value if dtype is None else value.to(dtype)) for name, value in found]
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a text, without what the tokenizer puts at the start of a prompt."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -114,7 +114,9 @@ def open_engine(
     """
     if recipe.sampling.engine == "vllm":
         setup = _vllm_setup(recipe, policy, resources, team.rank)
-        return VllmEngine(setup, policy.weights, get_on)
+        # Put together of shards there would be all of them twice: vLLM keeps them in this dtype.
+        given = partial(policy.weights, policy.dtype) if team.size > 1 else policy.weights
+        return VllmEngine(setup, given, get_on)
     model, weights = (policy if copy is None else copy).model, policy.weights if copy else None
     return TransformersEngine(model, policy.end, policy.pad, resources.sequences, get_on, weights)
 
@@ -147,7 +149,7 @@ def open_trainer(run: Run, resources: Resources, team: Team = ALONE) -> Trainer:
     Records beyond the checkpoint are set aside, so that the run goes on from one moment.
     """
     at = checkpoint.latest(run)
-    team.order("open", run.path, at)
+    team.order("open", run.path, at, resources)
     trainer = open_at(run, at, resources, team, run.beat)
     if team.size > 1:
         trainer.engine = TeamEngine(trainer.engine, team, run.beat)
