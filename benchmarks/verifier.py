@@ -1,8 +1,8 @@
-"""Answers graded a second of one processor, and how often golds are known in other forms.
+"""Answers graded a second by one process and by two, and golds that are known in other forms.
 
 python benchmarks/verifier.py FOLDER    # of benchmark files, *.jsonl with `answer`
 
-One process; parsed expressions are kept between answers, as they are in training.
+A process keeps what it has parsed, as in training: golds are met again, and answers too.
 """
 
 import json
@@ -13,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 
 from workbench.problems import verify
+from workbench.problems.isolation import Graders
+from workbench.problems.verifier import MathMatch
 
 FORMS = {
     "as it is": lambda gold: gold,
@@ -34,15 +36,22 @@ def main(folder: Path) -> None:
     for name, form in FORMS.items():
         counts = Counter(verify(rf"\boxed{{{form(gold)}}}", gold).value for gold in golds)
         print(f"{name:14} {dict(counts.most_common())}")
-    drawn = random.Random(0).choices(golds, k=2000)
-    others = random.Random(1).choices(golds, k=2000)
-    for name, answers in (("right answers", drawn), ("any answers", others)):
-        began = time.process_time()
-        for answer, gold in zip(answers, drawn, strict=True):
-            verify(rf"so the answer is \boxed{{{answer}}}", gold)
-        print(
-            f"{name}: {len(drawn) / (time.process_time() - began):,.0f} a second of one processor"
-        )
+    # As rollouts are: each question answered eight times, half of them right in some form.
+    draw, forms = random.Random(0), list(FORMS.values())
+    answers = []
+    for gold in draw.sample(golds, 250):
+        for _ in range(8):
+            said = gold if draw.random() < 0.5 else draw.choice(golds)
+            answers.append((rf"so \boxed{{{draw.choice(forms)(said)}}}", gold))
+    for processes in (1, 2):
+        several = Graders(MathMatch(), processes)
+        several(answers[: 16 * processes])  # they start, and load what all comparisons need
+        for what in ("never seen before", "all seen before"):
+            began = time.perf_counter()
+            counts = Counter(verdict.value for verdict in several(answers))
+            rate = len(answers) / (time.perf_counter() - began)
+            print(f"{processes} processes, {what}: {rate:,.0f} answers a second, {dict(counts)}")
+        several.close()
 
 
 if __name__ == "__main__":

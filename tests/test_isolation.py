@@ -12,7 +12,7 @@ import pytest
 
 from workbench.identity import load_module
 from workbench.problems import ExactMatch, MathMatch, Verdict, Verifier, verify
-from workbench.problems.isolation import Isolated, grader
+from workbench.problems.isolation import Graders, Isolated, graders, verdicts
 
 GIGABYTE = 2**30
 
@@ -100,13 +100,27 @@ def test_a_gigabyte_of_output_goes_nowhere(isolated: Isolated) -> None:
     assert isolated(r"\boxed{7}", "7") is Verdict.CORRECT
 
 
-def test_only_what_interprets_answers_has_a_process_of_its_own() -> None:
-    assert grader(ExactMatch()) == ExactMatch()
-    mathematics = grader(MathMatch())
-    assert isinstance(mathematics, Isolated)
-    assert mathematics is grader(MathMatch())
-    assert mathematics(r"so \boxed{\frac{1}{2}}", "0.5") is Verdict.CORRECT
-    mathematics.close()
+def test_only_what_interprets_answers_has_processes_of_its_own() -> None:
+    assert verdicts(ExactMatch(), [(r"\boxed{7}", "7")]) == [Verdict.CORRECT]
+    assert verdicts(MathMatch(), [(r"so \boxed{\frac{1}{2}}", "0.5")]) == [Verdict.CORRECT]
+    assert graders(MathMatch()) is graders(MathMatch())
+    graders(MathMatch()).close()
+
+
+def test_several_processes_give_the_verdicts_of_one_in_order() -> None:
+    answers = [(rf"\boxed{{{n % 7}}}", str(n % 5)) for n in range(70)] + [("hang", "7")]
+    several = Graders(Fragile(), processes=3, seconds=1)
+    expected = [Fragile()(*each) for each in answers[:-1]]
+    assert several(answers) == [*expected, Verdict.TIMEOUT]
+    assert several(answers[:-1]) == expected  # the one that was killed is there again
+    assert len(several._all) == 3
+    several.close()
+
+
+def test_no_answers_need_no_process() -> None:
+    several = Graders(MathMatch(), processes=3)
+    assert several([]) == []
+    assert several._all == []
 
 
 THEIRS = """

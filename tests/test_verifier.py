@@ -9,8 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
 
-from workbench.problems import ExactMatch, MathMatch, Verdict, extract_boxed, verify
+from workbench.problems import ExactMatch, MathMatch, Verdict, extract_boxed, mathematics, verify
 from workbench.problems.verifier import LONGEST, choice, final_answer
 
 BENCHMARKS = Path(__file__).parents[1] / "../shared/data/benchmarks"
@@ -272,3 +273,21 @@ def test_a_gold_is_not_the_answer_to_another_problem() -> None:
         (one, other) for one, other in pairs if verify(rf"\boxed{{{one}}}", other) is CORRECT
     ]
     assert correct == []
+
+
+WRITTEN = [
+    "n^{2}+1", r"\frac{1}{4p^2}", "x^3+3x-6", r"(\frac{t^{2}}{2}-t) e^{-t}", r"\{1, 2, 3\}",
+    r"[0, 1) \cup (2, \infty)", r"x = \frac{-1 \pm \sqrt{5}}{2}", "f(n)=n^{2}", r"12\%",
+    r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\sqrt[3]{2} + \log_2 5", "}x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("texts", [WRITTEN, pytest.param(None, marks=real)], ids=["some", "golds"])
+def test_what_is_read_quickly_is_what_is_read_with_all_of_the_context(texts, monkeypatch) -> None:
+    """ANTLR promises it of grammars that name no context; this one is read as it was written."""
+    if texts is None:
+        every = sorted({mathematics.tidy(g) for name in NAMES[3:6] for g in golds(name)})
+        texts = random.Random(0).sample(every, 100)
+    quick = [str(mathematics._parse.__wrapped__(text)) for text in texts]
+    monkeypatch.setattr(mathematics._Quick, "create_parser", _Latex2Sympy.create_parser)
+    assert quick == [str(mathematics._parse.__wrapped__(text)) for text in texts]

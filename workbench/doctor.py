@@ -15,7 +15,7 @@ from workbench.launch import slots
 from workbench.plan import validate
 from workbench.problems import Corpus, Dataset, Verdict, loaders
 from workbench.problems.contamination import WORDS, overlaps
-from workbench.problems.isolation import grader
+from workbench.problems.isolation import verdicts
 from workbench.problems.problem import Origin
 from workbench.study import Study
 from workbench.studyfile import Mistake, StudyFile
@@ -133,13 +133,9 @@ def _revision(origin: Origin) -> str:
 
 def _gold_check(data: Dataset) -> Check:
     """Whether every gold answer, in a box, is graded as correct against itself."""
-    grade = grader(data.verifier)
     every = [problem for problems in data.parts.values() for problem in problems]
-    wrong = [
-        problem.id
-        for problem in every
-        if grade(f"\\boxed{{{problem.answer}}}", problem.answer) is not Verdict.CORRECT
-    ]
+    said = verdicts(data.verifier, [(f"\\boxed{{{p.answer}}}", p.answer) for p in every])
+    wrong = [p.id for p, verdict in zip(every, said, strict=True) if verdict != Verdict.CORRECT]
     example = f", such as {wrong[0]}" if wrong else ""
     right = len(every) - len(wrong)
     return (
@@ -153,9 +149,9 @@ def _demonstration_checks(data: Dataset) -> list[Check]:
     shown = [p for p in data.train if p.demonstration is not None][:DEMONSTRATIONS]
     if not shown:
         return []
-    grade = grader(data.verifier)
-    right = [p for p in shown if grade(str(p.demonstration), p.answer) is Verdict.CORRECT]
-    text = f"{data.name}: {len(right)} of {len(shown)} demonstrations looked at end in their gold"
+    said = verdicts(data.verifier, [(str(p.demonstration), p.answer) for p in shown])
+    right = said.count(Verdict.CORRECT)
+    text = f"{data.name}: {right} of {len(shown)} demonstrations looked at end in their gold"
     return [(bool(right), text)]
 
 

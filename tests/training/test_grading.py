@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from workbench.problems import Verdict, Verifier
-from workbench.problems.isolation import Isolated, grader
+from workbench.problems.isolation import graders
 from workbench.training.sampling import grade, sample
 from workbench.training.statistics import rollout_statistics
 from workbench.training.tally import Tally
@@ -38,12 +38,10 @@ def test_a_step_goes_on_when_grading_hangs(
     assert 0 < hanging < len(texts)
     verifier = HangsOnDigits(digit)
     trainer.data = dataclasses.replace(trainer.data, verifier=verifier)
-    isolated = grader(verifier)
-    assert isinstance(isolated, Isolated)
-    isolated.seconds = 1
+    graders(verifier).seconds = 1
     tally = Tally()
     rollout_statistics(grade(trainer, problems, rollouts), tally)
-    isolated.close()
+    graders(verifier).close()
     counted = tally.metrics()
     assert counted["verdict/timeout"] == hanging
     assert counted["verdict/wrong"] == len(texts) - hanging

@@ -15,7 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,26 +25,80 @@ from typing import IO
 
 from workbench.identity import canonical, imports, restore
 from workbench.problems.verifier import Verdict, Verifier
+from workbench.provenance import cores
 
+MOST = 8  # processes of one verifier
+WORTH_A_PROCESS = 16  # responses at a time: one more takes a second or two to start
 START_SECONDS = 300.0  # to import what it needs, on a busy machine
 CHUNK = select.PIPE_BUF  # what a pipe that can be written takes at once without blocking
 READY = b"ready\n"
 WARM = (r"\boxed{x + y}", "y + x")  # the first comparison imports what all of them need
 
 
-@lru_cache(maxsize=8)
-def grader(verifier: Verifier) -> Callable[[str, str], Verdict]:
-    """The verifier as training calls it: in a process of its own if it interprets what it reads."""
+def verdicts(verifier: Verifier, answers: Sequence[tuple[str, str]]) -> list[Verdict]:
+    """The verdicts on responses with their golds, as training asks for them.
+
+    Several at a time, in processes of their own, if the verifier interprets what it reads.
+    """
     if not verifier.interprets:
-        return verifier
-    isolated = Isolated(verifier)
-    atexit.register(isolated.close)
-    return isolated
+        return [verifier(response, gold) for response, gold in answers]
+    return graders(verifier)(answers)
+
+
+@lru_cache(maxsize=8)
+def graders(verifier: Verifier) -> "Graders":
+    """The processes of a verifier, which live as long as the one that asks."""
+    found = Graders(verifier, min(MOST, cores()))
+    atexit.register(found.close)
+    return found
 
 
 @dataclass
+class Graders:
+    """Several processes of one verifier, each with one response at a time.
+
+    Attributes:
+        verifier, seconds, memory: see `Isolated`.
+        processes: how many there may be; as many start as there is work for.
+    """
+
+    verifier: Verifier
+    processes: int
+    seconds: float = 5.0
+    memory: int = 4 * 2**30
+    _all: list["Isolated"] = field(default_factory=list, init=False)
+
+    def __call__(self, answers: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """The verdicts on responses with their golds; raises what `Isolated` does."""
+        wanted = min(self.processes, -(-len(answers) // WORTH_A_PROCESS))
+        while len(self._all) < wanted:
+            self._all.append(Isolated(self.verifier, memory=self.memory))
+        waiting = deque(enumerate(answers))
+        busy: dict[int, Isolated] = {}  # by the place of the response in it
+        idle, found = list(self._all), {}
+        while waiting or busy:
+            while waiting and idle:
+                place, answer = waiting.popleft()
+                busy[place] = idle.pop()
+                busy[place].seconds = self.seconds
+                busy[place].begin(*answer)
+            get_on(list(busy.values()))
+            for place in [place for place, isolated in busy.items() if isolated.done]:
+                idle.append(busy.pop(place))
+                found[place] = idle[-1].end()
+        return [found[place] for place in range(len(answers))]
+
+    def close(self) -> None:
+        """Ends the processes."""
+        while self._all:
+            self._all.pop().close()
+
+
+@dataclass(eq=False)
 class Isolated:
     """A verifier that answers every response with a `Verdict`, whatever the response does to it.
+
+    It is asked by `begin`, `get_on` until it is `done`, and `end`; or called, which is all of it.
 
     Attributes:
         verifier: called with a response and a gold.
@@ -56,21 +111,46 @@ class Isolated:
     memory: int = 4 * 2**30
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _answers: int = field(default=-1, init=False)
+    _next: bytes = field(default=b"", init=False)  # what it is asked when it has started
+    _text: bytes = field(default=b"", init=False)  # what is still to be written to it
+    _answer: bytes = field(default=b"", init=False)  # what it has said
+    _died: bool = field(default=False, init=False)
+    _deadline: float = field(default=0.0, init=False)
 
     def __call__(self, response: str, gold: str) -> Verdict:
-        """The verdict on a response.
+        """The verdict on a response; raises what `end` does."""
+        self.begin(response, gold)
+        while not self.done:
+            get_on([self])
+        return self.end()
+
+    def begin(self, response: str, gold: str) -> None:
+        """Asks for the verdict on a response, once the process is there."""
+        text = json.dumps([response, gold]).encode() + b"\n"
+        if self._process is None:
+            self._start()
+            self._next = text
+        else:
+            self._ask(text, self.seconds)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is an answer, or will be none."""
+        return self._said or self._died or time.monotonic() >= self._deadline
+
+    def end(self) -> Verdict:
+        """The verdict; a process that is late or dead is ended, and the next ask starts another.
 
         Raises:
             RuntimeError: the verifier cannot be started at all.
         """
-        if self._process is None:
-            self._start()
-        answer = self._ask(json.dumps([response, gold]).encode() + b"\n", self.seconds)
-        if answer is None or not answer.endswith(b"\n"):
-            self.close()
-        if answer is None:
-            return Verdict.TIMEOUT
-        return Verdict(answer.decode().strip()) if answer.endswith(b"\n") else Verdict.ERROR
+        if self._said:
+            return Verdict(self._answer.decode().strip())
+        self.close()
+        if self._next:
+            why = self._answer.decode(errors="replace")
+            raise RuntimeError(f"{self.verifier} cannot be started in a process of its own: {why}")
+        return Verdict.ERROR if self._died else Verdict.TIMEOUT
 
     def close(self) -> None:
         """Ends the process."""
@@ -79,6 +159,15 @@ class Isolated:
             self._process.communicate()
             os.close(self._answers)
             self._process = None
+
+    @property
+    def _said(self) -> bool:
+        return self._answer.endswith(b"\n") and not self._next
+
+    @property
+    def _stdin(self) -> int:
+        assert self._process is not None and self._process.stdin is not None
+        return self._process.stdin.fileno()
 
     def _start(self) -> None:
         what = json.dumps([canonical(self.verifier), imports(self.verifier), self.memory])
@@ -91,33 +180,36 @@ class Isolated:
             pass_fds=[theirs],
         )
         os.close(theirs)
-        said = self._ask(b"", START_SECONDS)
-        if said != READY:
-            self.close()
-            why = "" if said is None else said.decode(errors="replace")
-            raise RuntimeError(f"{self.verifier} cannot be started in a process of its own: {why}")
+        self._ask(b"", START_SECONDS)
 
-    def _ask(self, text: bytes, seconds: float) -> bytes | None:
-        """Writes a line and reads the answer; None is too late, and without a line end it died."""
-        assert self._process is not None and self._process.stdin is not None
-        stdin, deadline, answer = self._process.stdin.fileno(), time.monotonic() + seconds, b""
-        while not answer.endswith(b"\n"):
-            left = max(0.0, deadline - time.monotonic())
-            wanted = [stdin] if text else []
-            readable, writable, _ = select.select([self._answers], wanted, [], left)
-            if readable:
-                part = os.read(self._answers, CHUNK)
-                answer += part
-                if not part:
-                    break
-            elif writable:
-                try:
-                    text = text[os.write(stdin, text[:CHUNK]) :]
-                except BrokenPipeError:
-                    break
-            else:
-                return None
-        return answer
+    def _ask(self, text: bytes, seconds: float) -> None:
+        self._text, self._answer, self._died = text, b"", False
+        self._deadline = time.monotonic() + seconds
+
+    def _move(self, readable: bool, writable: bool) -> None:
+        """Reads some of its answer, or writes some of what it is asked."""
+        if readable:
+            part = os.read(self._answers, CHUNK)
+            self._answer += part
+            self._died = not part
+            if self._next and self._answer == READY:
+                text, self._next = self._next, b""
+                self._ask(text, self.seconds)
+        elif writable:
+            try:
+                self._text = self._text[os.write(self._stdin, self._text[:CHUNK]) :]
+            except BrokenPipeError:
+                self._died = True
+
+
+def get_on(asked: Sequence[Isolated]) -> None:
+    """Reads and writes what can be, once; waits until something can, or one of them is late."""
+    left = max(0.0, min(each._deadline for each in asked) - time.monotonic())
+    reading = {each._answers: each for each in asked}
+    writing = {each._stdin: each for each in asked if each._text}
+    readable, writable, _ = select.select(list(reading), list(writing), [], left)
+    for each in asked:
+        each._move(each._answers in readable, each._text != b"" and each._stdin in writable)
 
 
 def main(answers: IO[bytes], form: str) -> None:

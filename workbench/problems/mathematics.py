@@ -14,7 +14,12 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy, normalize_latex
+from antlr4.atn.PredictionMode import PredictionMode
+from latex2sympy2_extended.latex2sympy2 import (
+    NormalizationConfig,
+    _Latex2Sympy,  # what latex2sympy makes anew for every text
+    normalize_latex,
+)
 from math_verify.grader import should_treat_as_complex
 from math_verify.grader import verify as equivalent
 from sympy import Basic, Expr, Float, Limit, Pow, Rational, UnevaluatedExpr
@@ -235,15 +240,32 @@ def _parse(text: str) -> Any:
         return None
     try:
         latex = normalize_latex(text, config=_NORMALIZATION)
-        found = latex2sympy(
-            latex,
-            is_real=not should_treat_as_complex(latex),
-            convert_degrees=False,
-            normalization_config=None,
-        )
+        found = _read(latex)
         return None if found is None or _is_too_large(found) else found
     except Exception:  # the parser raises bare Exceptions
         return None
+
+
+class _Quick(_Latex2Sympy):
+    """Reads with less context: several times as fast, and fails rather than reads otherwise."""
+
+    def create_parser(self, latex_str: str) -> Any:
+        parser = super().create_parser(latex_str)
+        parser._interp.predictionMode = PredictionMode.SLL
+        return parser
+
+
+def _read(latex: str) -> Any:
+    """The expression: read in ANTLR's two stages (SLL, then all of LL for what that cannot).
+
+    Raises:
+        Exception: it cannot be read.
+    """
+    real = not should_treat_as_complex(latex)
+    try:
+        return _Quick(is_real=real).parse(latex)
+    except Exception:
+        return _Latex2Sympy(is_real=real).parse(latex)
 
 
 def _depth(text: str) -> int:

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from workbench.durable import new_file
 from workbench.problems import Dataset, Problem, Verdict
-from workbench.problems.isolation import grader
+from workbench.problems.isolation import verdicts
 from workbench.recipe import Measurement
 from workbench.records import Run
 from workbench.rollout import Engine, Request, Response
@@ -64,19 +65,26 @@ def count(
         for p in problems
     ]
     answers = engine.generate(requests, decoding)
-    return [_graded(policy, data, p, a) for p, a in zip(problems, answers, strict=True)]
+    given = [
+        (policy.decode(response.tokens), problem.answer)
+        for problem, responses in zip(problems, answers, strict=True)
+        for response in responses
+    ]
+    said = iter(verdicts(data.verifier, given))
+    return [
+        _counted(problem, responses, list(islice(said, len(responses))))
+        for problem, responses in zip(problems, answers, strict=True)
+    ]
 
 
-def _graded(policy: Policy, data: Dataset, problem: Problem, answers: list[Response]) -> Count:
-    verify = grader(data.verifier)
-    verdicts = [verify(policy.decode(a.tokens), problem.answer) for a in answers]
+def _counted(problem: Problem, answers: list[Response], said: list[Verdict]) -> Count:
     return Count(
         problem=problem,
         samples=len(answers),
-        correct=verdicts.count(Verdict.CORRECT),
+        correct=said.count(Verdict.CORRECT),
         tokens=sum(len(a.tokens) for a in answers),
         truncated=sum(not a.finished for a in answers),
-        ungradable=sum(v not in (Verdict.CORRECT, Verdict.WRONG) for v in verdicts),
+        ungradable=sum(v not in (Verdict.CORRECT, Verdict.WRONG) for v in said),
         surprisal=-sum(sum(a.logprobs) for a in answers),
         surprising=sum(len(a.logprobs) for a in answers),
     )

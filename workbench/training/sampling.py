@@ -1,7 +1,7 @@
 """What a step asks and is answered: rollouts, their verdicts, and the validation split."""
 
 from workbench.problems import Problem, Verdict
-from workbench.problems.isolation import grader
+from workbench.problems.isolation import verdicts
 from workbench.rollout import Request, Response
 from workbench.training.data import prompt_ids
 from workbench.training.evaluation import Count, count
@@ -37,11 +37,13 @@ def grade(
     `demonstrations` says whether they are taken, in place of the method.
     """
     demonstrated = trainer.method.needs_demonstrations if demonstrations is None else demonstrations
+    texts = [[trainer.policy.decode(r.tokens) for r in responses] for responses in rollouts]
+    given = [(t, p.answer) for p, each in zip(problems, texts, strict=True) for t in each]
+    said = iter(verdicts(trainer.data.verifier, given))
     found = []
     for question, (problem, responses) in enumerate(zip(problems, rollouts, strict=True)):
         prompt = prompt_of(trainer, problem)
-        for response in responses:
-            text = trainer.policy.decode(response.tokens)
+        for text, response in zip(texts[question], responses, strict=True):
             found.append(
                 Sequence(
                     problem,
@@ -49,7 +51,7 @@ def grade(
                     prompt,
                     response.tokens,
                     text,
-                    grader(trainer.data.verifier)(text, problem.answer),
+                    next(said),
                     response.finished,
                     engine_logprobs=response.logprobs,
                 )
