@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SITE := import sysconfig; print(sysconfig.get_path('purelib'))
 
-.PHONY: install install-vllm install-bench quickstart test integration bench check clean
+.PHONY: install install-vllm install-bench quickstart paper test integration bench check clean
 
 install: .venv/.installed
 
@@ -31,6 +31,11 @@ install-vllm: .venv-vllm/.installed
 # The main job: six post-training methods and the base on the small world, then tables and figures.
 quickstart: install
 	$(BIN)/workbench run studies/quickstart.py
+
+# Every table and figure of the paper again, from the records that are kept here: nothing is trained.
+paper: install
+	$(BIN)/workbench report studies/paper_learning_rates.py --from studies/records/paper-learning-rates
+	$(BIN)/workbench report studies/paper.py --from studies/records/paper
 
 # A process a core: a file's tests stay together. Threads would only get in each other's way.
 test: check

@@ -6,6 +6,7 @@ is settled in `panel` and `style` alone.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from textwrap import fill
 from typing import ClassVar
 
 import numpy as np
@@ -140,7 +141,7 @@ class LearningCurves(Drawing):
         titles = {overall: "All levels"}
         titles |= {VALIDATION_LEVEL.format(level=n): f"Level {n}" for n in levels}
         drawn = [Curve(STEP.key, key) for key in titles]
-        found = _of_history(runs, drawn, self.keys(runs.labels))
+        found = _of_history(runs, drawn, self.keys(runs.labels), level=True)
         name = axis_label(METRICS[overall])
         panels = [
             replace(panel, title=titles[key], y_label=name)
@@ -153,9 +154,8 @@ class LearningCurves(Drawing):
 class Dynamics(Drawing):
     """How training went at a glance; panels that no arm has the metric for are skipped.
 
-    So are those in which every arm is 0 throughout: on policy nothing is masked. Metrics of
-    validation are of the same sampling for every method, also for one that samples nothing to
-    train on.
+    Metrics of validation are of the same sampling for every method, also for one that samples
+    nothing to train on.
 
     Attributes:
         smooth: steps of the running mean that is taken of each line, as the note says; of those
@@ -178,11 +178,9 @@ class Dynamics(Drawing):
     smooth: Count = 5
 
     def panels(self, runs: Runs) -> Panels:
-        largest = runs.history.reindex(columns=list(self.METRICS)).abs().max().to_dict()
         drawn = [
             Curve(STEP.key, key, 1 if key.startswith("validation/") else self.smooth)
             for key in self.METRICS
-            if largest[key] > 0
         ]
         return replace(_of_history(runs, drawn, self.keys(runs.labels)), left_out=())
 
@@ -301,6 +299,10 @@ def _has_gate(fields: Mapping[str, str]) -> bool:
     return fields.get("method.gate", "Open()") != "Open()"
 
 
+_NOTE = 100  # characters of a note's line
+_ROUNDING = 1e-3  # of the old policy's log-probabilities where they were taken in another pass
+
+
 # --- training history -----------------------------------------------------------------------------
 
 
@@ -313,22 +315,43 @@ class Curve:
     smooth: Count = 1
 
 
-def _of_history(runs: Runs, drawn: Sequence[Curve], keys: Mapping[str, str]) -> Panels:
-    """A panel for each curve that any arm has values of; its title is the metric's name."""
-    panels, shown, left_out = [], [], []
+def _of_history(
+    runs: Runs, drawn: Sequence[Curve], keys: Mapping[str, str], level: bool = False
+) -> Panels:
+    """A panel for each curve that any arm has values of; its title is the metric's name.
+
+    Of several, those in which every arm is one number throughout become a note, unless they are
+    wanted (`level`): on policy, where nothing is masked, a ratio is 1.
+    """
+    panels, shown, left_out, flat = [], [], [], {}
     for curve in drawn:
         x, y = metric(curve.x), metric(curve.y)
         lines = _lines(runs.history, runs.labels, curve, keys)
         if lines:
             alone = len(drawn) == 1
             title, y_label = ("", axis_label(y)) if alone else (y.label, y.unit)
+            number = None if alone or level else _one_number(lines)
+            if number is not None:
+                flat[y.label] = number
+                continue
             panels.append(Panel(title, axis_label(x), y_label, lines))
             shown.append(y.key)
         else:
             against = f" at more than one value of {x.key}" if x != STEP else ""
             left_out.append(f"no run has the metric {y.key}{against}")
     notes = [*_lines_note(panels, [curve.smooth for curve in drawn]), *_missing(runs)]
+    if flat:
+        said = ", ".join(f"{name} {number:g}" for name, number in flat.items())
+        notes += fill(f"The same for all arms throughout: {said}.", _NOTE).splitlines()
     return Panels(tuple(panels), "\n".join(notes), tuple(left_out), tuple(shown))
+
+
+def _one_number(lines: Sequence[Line]) -> float | None:
+    """The number that all runs of all lines are at, but for rounding; None where they differ."""
+    drawn = [line.y for line in lines] + [y for line in lines for _, y in line.runs]
+    every = np.concatenate(drawn)
+    low, high = float(np.nanmin(every)), float(np.nanmax(every))
+    return round(high, 3) if high - low <= _ROUNDING * max(1.0, abs(high)) else None
 
 
 def _lines(

@@ -1,6 +1,7 @@
 """A comparison drawn: a row for each pair, with every seed as a point beside both intervals."""
 
 from math import isnan
+from textwrap import fill
 
 import pandas as pd
 from matplotlib.figure import Figure as Page
@@ -12,6 +13,7 @@ from analysis.style import looks
 from workbench.passk import LEVEL
 
 _WIDTH, _ROW, _FRAME = 5.6, 0.36, 1.05  # inches
+_LABEL = 60  # characters of a line under the axis
 _PAIR = "{arm} \N{MINUS SIGN} {baseline}"
 
 
@@ -36,8 +38,8 @@ def forest(comparison: Comparison, runs: Runs) -> Page | None:
         if not isnan(over_seeds.low):
             ends = (over_seeds.low, over_seeds.high)
             ax.plot(ends, (y, y), color=color, linewidth=2.2, zorder=3)
-        fill = color if row["holm_p"] <= comparison.alpha else "white"
-        marked = {"markerfacecolor": fill, "markeredgecolor": color, "markeredgewidth": 1.1}
+        inside = color if row["holm_p"] <= comparison.alpha else "white"
+        marked = {"markerfacecolor": inside, "markeredgecolor": color, "markeredgewidth": 1.1}
         ax.plot(over_seeds.mean, y, "D", markersize=5, zorder=5, **marked)
         seeds = list(row["each"].values())
         ax.plot(seeds, [y + 0.3] * len(seeds), "o", color=color, markersize=2.8, zorder=4)
@@ -48,7 +50,7 @@ def forest(comparison: Comparison, runs: Runs) -> Page | None:
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel(_x_label(comparison))
+    ax.set_xlabel(fill(_x_label(comparison), _LABEL))
     page.supxlabel(_note(comparison, shown), fontsize="small", color="#444444")
     return page
 

@@ -31,6 +31,7 @@ _SIZES = {1: (4.0, 2.3), 2: (5.6, 1.9), 3: (6.9, 1.75), 4: (6.9, 1.5)}
 _LEGEND_ROW, _NOTE_ROW, _SCALE = 0.165, 0.13, 0.56  # the last is a colour scale's height
 _HEAT_HEIGHT = 2.4
 _Y_LABEL = 30  # characters that fit beside a panel
+_TITLE = 32  # and above one
 _HANDLE, _CHARACTER = 0.62, 0.065  # widths in a legend: a line with its gaps, and one letter
 
 _DENSE = 30  # points from which a line is thinner and has few markers
@@ -275,7 +276,7 @@ def _draw_panel(ax: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
             ax.fill_between(line.x, *line.band, color=color, alpha=alpha, linewidth=0, zorder=2)
     for x in panel.marked:
         ax.axvline(x, color="#333333", linewidth=0.8, linestyle=":", zorder=1)
-    ax.set_title(panel.title)
+    ax.set_title(fill(panel.title, _TITLE))
     ax.set_xlabel(panel.x_label)
     fits = len(panel.y_label) <= _Y_LABEL
     ax.set_ylabel(panel.y_label if fits else panel.y_label.replace(" (", "\n("))
