@@ -6,7 +6,6 @@ is settled in `panel` and `style` alone.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from textwrap import fill
 from typing import ClassVar
 
 import numpy as np
@@ -299,7 +298,6 @@ def _has_gate(fields: Mapping[str, str]) -> bool:
     return fields.get("method.gate", "Open()") != "Open()"
 
 
-_NOTE = 100  # characters of a note's line
 _ROUNDING = 1e-3  # of the old policy's log-probabilities where they were taken in another pass
 
 
@@ -342,7 +340,7 @@ def _of_history(
     notes = [*_lines_note(panels, [curve.smooth for curve in drawn]), *_missing(runs)]
     if flat:
         said = ", ".join(f"{name} {number:g}" for name, number in flat.items())
-        notes += fill(f"The same for all arms throughout: {said}.", _NOTE).splitlines()
+        notes.append(f"The same for all arms throughout: {said}.")
     return Panels(tuple(panels), "\n".join(notes), tuple(left_out), tuple(shown))
 
 

@@ -33,6 +33,7 @@ _HEAT_HEIGHT = 2.4
 _Y_LABEL = 30  # characters that fit beside a panel
 _TITLE = 32  # and above one
 _HANDLE, _CHARACTER = 0.62, 0.065  # widths in a legend: a line with its gaps, and one letter
+_SMALL_CHARACTER = 0.05  # and a letter's of the note
 
 _DENSE = 30  # points from which a line is thinner and has few markers
 
@@ -153,6 +154,7 @@ def draw(
     width, height = _SIZES[min(columns, max(_SIZES))]
     heats = [panel for panel in panels if isinstance(panel, Heat)]
     legend = _legend(panels, looks, width)
+    note = "\n".join(fill(line, int(width / _SMALL_CHARACTER)) for line in note.splitlines())
     scattered = any(isinstance(panel, Scatter) for panel in panels)
     height = _HEAT_HEIGHT if heats or scattered else height
     above = _SCALE if heats else legend.height

@@ -1,7 +1,7 @@
 """Tables and figures from small run directories made of deterministic, plausible numbers."""
 
+import copy
 import csv
-import dataclasses
 from math import isnan, nan
 from pathlib import Path
 
@@ -451,7 +451,8 @@ def test_analysis_imports_neither_torch_nor_mlflow() -> None:
 
 
 def test_panels_in_which_all_arms_are_one_number_become_a_note(runs: loading.Runs) -> None:
-    flat = dataclasses.replace(runs, history=runs.history.assign(**{"policy/kl_old": 0.0}))
+    flat = copy.copy(runs)
+    vars(flat)["history"] = runs.history.assign(**{"policy/kl_old": 0.0})
     found = Figure("f", make_study(), y=("reward/mean", "policy/kl_old")).panels(flat)
     assert [panel.title for panel in found.panels] == ["Training reward"]
     assert "The same for all arms throughout: KL to the old policy 0." in found.note
