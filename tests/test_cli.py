@@ -147,10 +147,10 @@ def mistakes() -> dict[str, tuple[str, str]]:
             r"'validation/level_9', which arm 'sft' .*; did you mean validation/level_5\?$"),
         "a long model": (
             'Study("x", [Recipe("x" * 300, Data("arithmetic"))])',
-            "line 5: no model 'x{300}'.*choose one of: arithmetic-1m$"),
+            "line 5: no model 'x{300}'.*choose one of: arithmetic-1m, .*-llama-1m$"),
         "a long model of the hub": (
             'Study("x", [Recipe("a/" + "x" * 300, Data("arithmetic"))])',
-            "line 5: no model 'a/x{300}'.*choose one of: arithmetic-1m$"),
+            "line 5: no model 'a/x{300}'.*choose one of: arithmetic-1m, .*-llama-1m$"),
         "a model by number": (
             'Study("x", [Recipe(3, Data("arithmetic"))])',
             r"line 5: Recipe.model takes str \| Model, got 3 \(int\); write '3'$"),

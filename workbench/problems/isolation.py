@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
+from zlib import crc32
 
 from workbench.identity import canonical, imports, restore
 from workbench.problems.verifier import Verdict, Verifier
@@ -73,19 +74,22 @@ class Graders:
         wanted = min(self.processes, -(-len(answers) // WORTH_A_PROCESS))
         while len(self._all) < wanted:
             self._all.append(Isolated(self.verifier, memory=self.memory))
-        waiting = deque(enumerate(answers))
-        busy: dict[int, Isolated] = {}  # by the place of the response in it
-        idle, found = list(self._all), {}
-        while waiting or busy:
-            while waiting and idle:
-                place, answer = waiting.popleft()
-                busy[place] = idle.pop()
-                busy[place].seconds = self.seconds
-                busy[place].begin(*answer)
-            get_on(list(busy.values()))
-            for place in [place for place, isolated in busy.items() if isolated.done]:
-                idle.append(busy.pop(place))
-                found[place] = idle[-1].end()
+        # A gold's answers go to one process, which then parses it once; one that has no more helps.
+        waiting: list[deque[int]] = [deque() for _ in range(wanted)]
+        for place, (_, gold) in enumerate(answers):
+            waiting[crc32(gold.encode(errors="surrogatepass")) % wanted].append(place)
+        busy: dict[int, int] = {}  # the place of the response that each process has
+        found: dict[int, Verdict] = {}
+        while len(found) < len(answers):
+            for number, isolated in enumerate(self._all[:wanted]):
+                mine = waiting[number] or max(waiting, key=len)
+                if number not in busy and mine:
+                    busy[number] = mine.popleft()
+                    isolated.seconds = self.seconds
+                    isolated.begin(*answers[busy[number]])
+            get_on([self._all[number] for number in busy])
+            for number in [number for number in busy if self._all[number].done]:
+                found[busy.pop(number)] = self._all[number].end()
         return [found[place] for place in range(len(answers))]
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import signal
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -88,11 +88,6 @@ class Peer:
     def go_back(self, to: int) -> None:
         """Takes its part of the weights and the optimizer of an earlier step."""
         keeping.go_back(self.trainer, self.run, to)
-
-    def close(self) -> None:
-        """Ends its engine."""
-        with closing(self.trainer.engine):
-            pass
 
     def _get_on(self) -> None:
         if self.stop.is_set():
