@@ -6,7 +6,7 @@ free of the noise that a product within one has. The blocks are fixed by the rec
 from micro-batches, nothing here depends on memory.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -54,10 +54,28 @@ class Sketch:
         Of a gradient in shards it is that of this process's part; those of all add up.
         """
         total = torch.zeros(self.size, device=self._signs.device)
-        for place, gradient in zip(self._begins, gradients, strict=True):
-            if gradient is not None:
-                self._add(total, place, own(gradient.detach()).float().flatten())
+        for place, parts in self._runs(gradients):
+            self._add(total, place, torch.cat(parts))
         return total
+
+    def _runs(self, gradients: Sequence[Tensor | None]) -> Iterator[tuple[int, list[Tensor]]]:
+        """Parts of the whole gradient that follow each other, and where the first begins.
+
+        One by one they would be many small sums: three times as slow for a small model.
+        """
+        run: list[Tensor] = []
+        first = end = 0
+        for place, gradient in zip(self._begins, gradients, strict=True):
+            if gradient is None:
+                continue
+            if run and place != end:
+                yield first, run
+                run = []
+            part = own(gradient.detach()).float().flatten()
+            first, end = (first if run else place), place + len(part)
+            run.append(part)
+        if run:
+            yield first, run
 
     def _add(self, total: Tensor, place: int, part: Tensor) -> None:
         """Adds what stands from `place` on in the whole gradient: row by row of its layout."""
