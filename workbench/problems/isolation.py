@@ -78,10 +78,21 @@ class Graders:
         waiting: list[deque[int]] = [deque() for _ in range(wanted)]
         for place, (_, gold) in enumerate(answers):
             waiting[crc32(gold.encode(errors="surrogatepass")) % wanted].append(place)
+        try:
+            found = self._grade(answers, waiting)
+        except BaseException:
+            self.close()  # answers that nobody waits for any more must not meet the next call
+            raise
+        return [found[place] for place in range(len(answers))]
+
+    def _grade(
+        self, answers: Sequence[tuple[str, str]], waiting: list[deque[int]]
+    ) -> dict[int, Verdict]:
+        """The verdicts by place; `waiting` has the places that each process begins with."""
         busy: dict[int, int] = {}  # the place of the response that each process has
         found: dict[int, Verdict] = {}
         while len(found) < len(answers):
-            for number, isolated in enumerate(self._all[:wanted]):
+            for number, isolated in enumerate(self._all[: len(waiting)]):
                 mine = waiting[number] or max(waiting, key=len)
                 if number not in busy and mine:
                     busy[number] = mine.popleft()
@@ -90,7 +101,7 @@ class Graders:
             get_on([self._all[number] for number in busy])
             for number in [number for number in busy if self._all[number].done]:
                 found[busy.pop(number)] = self._all[number].end()
-        return [found[place] for place in range(len(answers))]
+        return found
 
     def close(self) -> None:
         """Ends the processes."""
