@@ -53,10 +53,11 @@ install-bench: .venv/.installed-bench
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	touch $@
 
-# Beside TRL and transformers, then cells an hour; each command alone takes more steps.
+# Beside TRL and transformers, live statistics, cells an hour; each command alone takes more steps.
 bench: install-bench
-	$(BIN)/python benchmarks/step.py --steps 3
+	$(BIN)/python benchmarks/step.py --steps 2 --workloads full-length realistic
 	$(BIN)/python benchmarks/rollout.py --steps 3
+	$(BIN)/python benchmarks/gradient_stats.py --steps 3
 	$(BIN)/python benchmarks/study.py --cells 2 --steps 6
 
 check: install

@@ -31,6 +31,8 @@ from workbench.rules import Count
 from workbench.schema import METRICS, VALIDATION_LEVEL, Metric
 from workbench.study import flatten
 
+_ROUNDING = 1e-3  # of the old policy's log-probabilities where they were taken in another pass
+
 
 @dataclass(frozen=True)
 class Panels:
@@ -296,9 +298,6 @@ _GATED = "Weight on demonstrations (share)"
 
 def _has_gate(fields: Mapping[str, str]) -> bool:
     return fields.get("method.gate", "Open()") != "Open()"
-
-
-_ROUNDING = 1e-3  # of the old policy's log-probabilities where they were taken in another pass
 
 
 # --- training history -----------------------------------------------------------------------------

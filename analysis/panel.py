@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
@@ -22,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from analysis.metrics import compact
 from analysis.style import STYLE, Look
+from workbench.durable import new_file
 from workbench.passk import FloatArray
 
 FORMATS = ("pdf", "svg", "png")
@@ -217,21 +219,23 @@ def save(page: Page, folder: Path, name: str) -> list[Path]:
         ax.set_position((left, bottom, width, height))
     paths = [folder / f"{name}.{kind}" for kind in FORMATS]
     for path, kind in zip(paths, FORMATS, strict=True):
-        page.savefig(path, format=kind, metadata=_UNDATED[kind])
-        if kind == "svg":
-            path.write_text(_with_numbered_clips(path.read_text()))
+        drawn = BytesIO()
+        page.savefig(drawn, format=kind, metadata=_UNDATED[kind])
+        data = drawn.getvalue()
+        with new_file(path, point="figures") as handle:
+            handle.write(_with_numbered_clips(data) if kind == "svg" else data)
     return paths
 
 
-def _with_numbered_clips(svg: str) -> str:
+def _with_numbered_clips(svg: bytes) -> bytes:
     """The drawing with its clips named in order.
 
     Matplotlib names them by a hash of their place to the last bit, which differs from one layout of
     the same page to the next; what is written of it, to the sixth decimal, does not.
     """
-    names = re.findall(r'<clipPath id="(\w+)">', svg)
-    numbers = {name: f"clip{number}" for number, name in enumerate(names, start=1)}
-    return re.sub(r"\bp[0-9a-f]{10}\b", lambda found: numbers.get(found[0], found[0]), svg)
+    names = re.findall(rb'<clipPath id="(\w+)">', svg)
+    numbers = {name: b"clip%d" % number for number, name in enumerate(names, start=1)}
+    return re.sub(rb"\bp[0-9a-f]{10}\b", lambda found: numbers.get(found[0], found[0]), svg)
 
 
 @contextmanager

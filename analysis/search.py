@@ -41,21 +41,25 @@ class Answer:
     trials: int
 
 
-def report(search: Search, root: Path, plots: Mapping[str, Page]) -> Report:
+def report(
+    search: Search, root: Path, plots: Mapping[str, Page], source: Path | None = None
+) -> Report:
     """Writes the trials, the response to each parameter and Optuna's plots.
 
     Args:
         search: whose records are read.
         root: the tracking folder; the report goes into `<root>/reports/<search>`.
         plots: more figures to put there, by name.
+        source: the folder that the records are read from, if it is not the tracking folder.
 
     Raises:
         ValueError: no trial has a score yet.
     """
-    found = trials.trials(search, root)
+    place = source or root
+    found = trials.trials(search, place)
     if not any(trial.scores for trial in found):
         raise ValueError(
-            f"search {search.name!r} has no finished run under {root} ({len(found)} trials asked "
+            f"search {search.name!r} has no finished run under {place} ({len(found)} trials asked "
             "for); run it first"
         )
     folder = root / "reports" / search.name

@@ -1,11 +1,14 @@
-"""What the live gradient statistics cost: whole training steps with and without them, alternating.
+"""What the live gradient statistics cost, as a share of a whole training step.
 
-    python benchmarks/gradient_stats.py
+    python benchmarks/gradient_stats.py        # 11 steps of each method; --steps
 
-Prints processor seconds of each kind of step, the overhead as a share of a whole step, and that of
-the update alone. GRPO, HPT and LUFFY at their defaults on the embedded model, one thread.
+A step is sampled and graded once, for the statistics have no part in that, and updated from five
+times with them and five times without, alternating. Prints processor seconds and the overhead, of a
+whole step and of the update alone. GRPO, HPT and LUFFY at their defaults on the embedded model, one
+thread.
 """
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -18,29 +21,30 @@ from workbench.records import run_of
 from workbench.resources import Resources
 from workbench.training.sampling import grade, sample
 from workbench.training.scoring import collate
+from workbench.training.sequences import Sequence
 from workbench.training.tally import Tally
 from workbench.training.trainer import Trainer, open_checkpoint
 from workbench.training.update import update
 
-STEPS = 12
-
 
 def main() -> None:
     """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=11)
+    steps = parser.parse_args().steps
     torch.set_num_threads(1)
     base = Recipe("arithmetic-1m", Data("arithmetic", train=600))
     frozen = replace(base, optimizer=Optimizer(learning_rate=0.0))  # every step the same work
     for method in (upge.grpo(), upge.hpt(), upge.luffy()):
-        off, on = (opened(frozen.using(method, gradient_blocks=blocks)) for blocks in (1, 8))
-        pairs = [(seconds(off, step), seconds(on, step)) for step in range(1, STEPS + 1)][1:]
-        for place, what in enumerate(("whole step", "update")):
-            without = [pair[0][place] for pair in pairs]
-            having = [pair[1][place] for pair in pairs]
-            each = [b / a - 1 for a, b in zip(without, having, strict=True)]
+        trainers = [opened(frozen.using(method, gradient_blocks=blocks)) for blocks in (1, 8)]
+        found = [measured(*trainers, step) for step in range(steps + 1)][1:]
+        before, without, having = (statistics.median(each) for each in zip(*found, strict=True))
+        for what, base in (("whole step", before + without), ("update", without)):
+            each = [(b - a) / (base - without + a) for _, a, b in found]
             print(
-                f"{method.label:5} {what:10} without {statistics.median(without):.3f} s, with "
-                f"{statistics.median(having):.3f} s, overhead {statistics.median(each):+.1%} "
-                f"(median of {len(each)} pairs, {min(each):+.1%} to {max(each):+.1%})"
+                f"{method.label:5} {what:10} without {base:.3f} s, with "
+                f"{base + having - without:.3f} s, overhead {statistics.median(each):+.1%} "
+                f"(median of {len(each)} steps, {min(each):+.1%} to {max(each):+.1%})"
             )
 
 
@@ -51,15 +55,24 @@ def opened(recipe: Recipe) -> Trainer:
     return open_checkpoint(run, 0, Resources())
 
 
-def seconds(trainer: Trainer, step: int) -> tuple[float, float]:
-    """Processor seconds of a whole training step, and of its update."""
-    problems = list(trainer.data.train[16 * step : 16 * step + 16])
+def measured(off: Trainer, on: Trainer, step: int) -> tuple[float, float, float]:
+    """Processor seconds of a step: up to the update, and of that without and with statistics."""
+    problems = list(off.data.train[16 * step : 16 * step + 16])
     began = time.process_time()
-    sequences = grade(trainer, problems, sample(trainer, problems, step))
+    sequences = grade(off, problems, sample(off, problems, step))
+    collate(off, sequences)
+    before = time.process_time() - began
+    pairs = [(updated(off, sequences), updated(on, sequences)) for _ in range(5)]
+    without, having = (statistics.median(each) for each in zip(*pairs, strict=True))
+    return before, without, having
+
+
+def updated(trainer: Trainer, sequences: list[Sequence]) -> float:
+    """Processor seconds of an update."""
     batch = collate(trainer, sequences)
-    middle = time.process_time()
+    began = time.process_time()
     update(trainer, sequences, batch, Tally())
-    return time.process_time() - began, time.process_time() - middle
+    return time.process_time() - began
 
 
 if __name__ == "__main__":

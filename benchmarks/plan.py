@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 from workbench import Data, Recipe, Study, grid, upge
-from workbench.plan import cost, jobs, status, validate
+from workbench.plan import cost, jobs, status
 from workbench.problems import loaders
+from workbench.validate import validate
 
 
 def main() -> None:

@@ -24,6 +24,11 @@ def workbench(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Com
     )
 
 
+def imported(profile: str) -> set[str]:
+    """The packages in the profile that Python prints of a process's imports."""
+    return set(re.findall(r"\| +(\w+)$", profile, re.MULTILINE))
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = f"""
 import sys
@@ -280,16 +285,20 @@ def test_a_study_runs_reports_and_runs_no_more(project: Path) -> None:
     reports = project / "mlruns" / "reports" / "one"
     drawn = {path: path.stat().st_mtime_ns for path in reports.iterdir()}
     assert reports / "results.md" in drawn
-    again = workbench("run", "studies.py", "--study", "one", cwd=project)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+        again = workbench("run", "studies.py", "--study", "one", cwd=project)
     assert again.returncode == 0
+    assert set(HEAVY) & imported(again.stderr) == {"rich"}
     assert "one: 2 runs, 0 to train or measure" in again.stdout
     assert "started" not in again.stdout
     shown = done.stdout[done.stdout.index("Method") :]
     assert shown == again.stdout[again.stdout.index("Method") :]
     assert {path: path.stat().st_mtime_ns for path in reports.iterdir()} == drawn
-    (reports / "results.csv").unlink()
-    workbench("run", "studies.py", "--study", "one", cwd=project)
-    assert (reports / "results.csv").exists()
+    for lost in (reports / "results.csv", project / "mlflow.db"):
+        lost.unlink()
+        workbench("run", "studies.py", "--study", "one", cwd=project)
+        assert lost.exists()
     status = workbench("status", "studies.py", "--study", "one", cwd=project)
     assert status.stdout.count("finished") == 2
     report = workbench("report", "studies.py", "--study", "one", "--only", "results", cwd=project)
@@ -366,6 +375,18 @@ def test_a_search_runs_confirms_reports_and_runs_no_more(project: Path) -> None:
     assert (folder / "gate-winner" / "results.md").exists()
     cells = list((project / "mlruns" / "cells").glob("*/seed-*"))
     assert sorted(path.name for path in cells) == ["seed-0", "seed-1"]
+    exported = workbench("export", "studies.py", "--study", "gate", "--to", "kept", cwd=project)
+    assert exported.stdout == f"2 runs under {Path('kept') / 'cells'}\n", exported.stderr
+    elsewhere = ["--root", "elsewhere", "--from", "kept"]
+    drawn = workbench("report", "studies.py", "--study", "gate", *elsewhere, cwd=project)
+    assert drawn.returncode == 0, drawn.stderr
+    for name in ("gate/trials.csv", "gate/response.csv", "gate-winner/results.csv"):
+        there = project / "elsewhere" / "reports" / name
+        assert there.read_text() == (folder / name).read_text()
+    tracked = workbench(
+        "report", "studies.py", "--study", "gate", "--from", "sqlite:///mlflow.db", cwd=project
+    )
+    assert (tracked.returncode, "is a search" in tracked.stderr) == (2, True)
     again = workbench("search", "studies.py", cwd=project)
     assert again.returncode == 0
     assert "started" not in again.stdout

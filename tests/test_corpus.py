@@ -15,11 +15,11 @@ import pytest
 from workbench import Benchmark, Corpus, Data, Recipe, Rows, Study, replace, upge
 from workbench.doctor import data_checks
 from workbench.identity import canonical, fingerprint, imports, restore
-from workbench.plan import validate
 from workbench.problems import Text, Verdict, loaders, published, verify
 from workbench.problems.contamination import overlaps
 from workbench.problems.prompts import Chat, llama, qwen_math, r1
 from workbench.problems.reading import gold_of, read
+from workbench.validate import validate
 
 SHARED = Path(__file__).parents[1] / "../shared/data"
 

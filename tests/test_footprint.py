@@ -27,10 +27,10 @@ from workbench.footprint import (
 from workbench.plan import jobs
 from workbench.problems import published
 from workbench.records import run_of
+from workbench.training.layout import Layout
 from workbench.training.policy import Policy
 from workbench.training.sampling import grade
 from workbench.training.scoring import collate
-from workbench.training.sequences import Padded, micro_batches
 from workbench.training.tally import Tally
 from workbench.training.trainer import open_checkpoint
 from workbench.training.update import update
@@ -72,12 +72,13 @@ def test_a_model_that_is_not_known_has_no_shape() -> None:
 # --- memory, by hand ------------------------------------------------------------------------------
 
 # GiB on one H100 at 9,216 tokens, recomputed, with vLLM beside the trainer. By hand for 1.5B:
-# 16 x 1.5437e9 = 24.70e9 bytes always; (4 x 1536 x 28 + 34 x 1536 + 8 x 8960) x 9216 = 2.727e9,
-# 20 x 151936 x 9216 = 28.005e9 and 2 x 151936 x 1536 = 0.467e9 in an update; 45% of 79 GiB in a
-# rollout. For 7B 16 x 7.6156e9; 6.219e9, 28.028e9 and 1.090e9; the same 45%.
+# 16 x 1.5437e9 = 24.70e9 bytes always; 4 x 1536 x 28 x 9216 = 1.5855e9 of activations and, of 883
+# tokens at a time, 6 x 0.23337e9 + 20 x 151936 x 883 + 16 x 1536 x 9216 = 4.3099e9 of the output
+# layer in an update; 45% of 79 GiB in a rollout. For 7B 16 x 7.6156e9; 3.6994e9 and, because twelve
+# bytes of the layer's weights are more, 12 x 0.54500e9 + 16 x 3584 x 9216 = 7.0685e9; the same 45%.
 BY_HAND = {
-    "Qwen/Qwen2.5-Math-1.5B": (23.00, 29.06, 35.55),
-    "Qwen/Qwen2.5-Math-7B": (113.48, 32.91, 35.55),
+    "Qwen/Qwen2.5-Math-1.5B": (23.00, 5.49, 35.55),
+    "Qwen/Qwen2.5-Math-7B": (113.48, 10.03, 35.55),
 }
 
 
@@ -179,40 +180,46 @@ def config_of(name: str, layers: int) -> PreTrainedConfig:
     )
 
 
-def counted(name: str, layers: int, tokens: int, dtype: str, recompute: bool) -> int:
+def counted(name: str, layers: int, dtype: str, resources: Resources) -> int:
     """Bytes at the peak of a micro-batch's passes, without the gradients; tensors have no data."""
+    tokens = resources.tokens or 0
     with FakeTensorMode(), Counting() as counting:
         model = AutoModel.from_config(config_of(name, layers), dtype=torch.float32).train()
-        if recompute:
+        if resources.recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        policy = Policy(model, None, 1.0, getattr(torch, dtype))  # type: ignore[arg-type]
-        ids = torch.zeros(1, tokens, dtype=torch.long)
-        one = torch.ones(1, dtype=torch.long)
-        padded = Padded(ids, one, 1, torch.ones(1, tokens - 1, dtype=torch.bool))
+        policy = Policy(model, None, 1.0, getattr(torch, dtype), None, resources.logits)  # type: ignore[arg-type]
+        ids, places = torch.zeros(1, tokens, dtype=torch.long), torch.arange(tokens - 1)
+        trained = torch.ones(1, tokens - 1, dtype=torch.bool)
+        layout = Layout(ids, places, ids[:, 1:], places[None], trained, (tokens,), (tokens - 1,))
+        model.lm_head.weight.grad = torch.zeros_like(model.lm_head.weight)
         before = counting.peak = counting.now
-        current = policy.score(padded, entropy=True)
-        torch.autograd.grad(current.logprobs.sum(), model.lm_head.weight)
+        current = policy.score(layout, entropy=True)
+        current.logprobs.sum().backward(inputs=[model.lm_head.weight])
         return counting.peak - before
 
 
-@pytest.mark.parametrize(("name", "dtype", "recompute"), [
-    ("Qwen/Qwen2.5-Math-1.5B", "bfloat16", False),
-    ("Qwen/Qwen2.5-Math-1.5B", "bfloat16", True),
-    ("Qwen/Qwen2.5-Math-1.5B", "float32", False),
-    ("Qwen/Qwen2.5-Math-7B", "bfloat16", True),
-    ("meta-llama/Llama-3.1-8B", "bfloat16", False),
+@pytest.mark.parametrize(("name", "dtype", "recompute", "rows"), [
+    ("Qwen/Qwen2.5-Math-1.5B", "bfloat16", False, 1024),
+    ("Qwen/Qwen2.5-Math-1.5B", "bfloat16", True, 1024),
+    ("Qwen/Qwen2.5-Math-1.5B", "bfloat16", True, 800),
+    ("Qwen/Qwen2.5-Math-1.5B", "bfloat16", True, 100),
+    ("Qwen/Qwen2.5-Math-1.5B", "float32", False, 1024),
+    ("Qwen/Qwen2.5-Math-1.5B", "float32", False, 800),
+    ("Qwen/Qwen2.5-Math-7B", "bfloat16", True, 1024),
+    ("meta-llama/Llama-3.1-8B", "bfloat16", False, 1024),
+    ("meta-llama/Llama-3.1-8B", "bfloat16", False, 400),
 ])  # fmt: skip
-def test_an_update_takes_what_counting_its_tensors_gives(name, dtype, recompute) -> None:
+def test_an_update_takes_what_counting_its_tensors_gives(name, dtype, recompute, rows) -> None:
     layers, tokens = 3, 1024
     recipe = replace(paper(name), dtype=dtype, data=Data("arithmetic"), sampling=Sampling())
-    resources = Resources(tokens=tokens, recompute=recompute)
     shape = Shape(**{**vars(PUBLISHED[name]), "layers": layers})
+    resources = Resources(tokens=tokens, recompute=recompute, logits=rows * shape.vocabulary)
     estimated = total(memory(recipe, resources, shape, H100).update)
-    assert estimated == pytest.approx(counted(name, layers, tokens, dtype, recompute), rel=0.07)
+    assert estimated == pytest.approx(counted(name, layers, dtype, resources), rel=0.07)
 
 
 def test_the_measured_small_model_takes_what_was_estimated(tmp_path: Path) -> None:
-    """One SFT update of 48 demonstrations, in micro-batches of at most 2,048 padded tokens."""
+    """One SFT update of 48 demonstrations, in micro-batches of at most 2,048 tokens."""
     recipe = replace(SMALL, questions=48, gradient_blocks=1)
     run = run_of(tmp_path, recipe, 0)
     run.create(recipe, 0)
@@ -229,9 +236,8 @@ def test_the_measured_small_model_takes_what_was_estimated(tmp_path: Path) -> No
         update(trainer, sequences, batch, Tally())
         after, peak = counting.now - before, counting.peak - before
     assert after == pytest.approx(12 * parameters, rel=0.02)  # gradients, AdamW's two moments
-    lengths = [len(s.prompt + s.response) for s in sequences]
-    groups = micro_batches(sequences, range(len(sequences)), trainer.micro_batch)
-    tokens = max(len(group) * max(lengths[row] for row in group) for group in groups)
+    groups = trainer.micro_batches(sequences, list(range(len(sequences))))
+    tokens = max(sum(sequences[row].length for row in group) for group in groups)
     short = replace(recipe, sampling=Sampling(max_tokens=1))
     found = memory(short, Resources(tokens=tokens), TINY, None)
     gradients = 4 * parameters
@@ -248,22 +254,24 @@ def test_seconds_are_as_worked_out_by_hand() -> None:
     28,672 bytes each, 264.2e6: 132 of them. A token of all reads 3.087e9 bytes of weights and 132 x
     4,608 x 28,672 of keys and values, 20.53e9 together: 12.26 ms at half of 3.35e12 bytes a second.
     A forward pass takes 2 x (1.5437e9 + 28 x 1536 x 9216) = 3.880e9 operations a token, an update
-    four of them (backward two, recomputed one), at 40% of 989e12.
+    four of them (backward two, recomputed one) and the output layer's 2 x 151936 x 1536 = 0.4667e9
+    once more, at 40% of 989e12.
     """
     name = "Qwen/Qwen2.5-Math-1.5B"
     found = seconds(paper(name), LARGE, PUBLISHED[name], H100)
     assert found.together == 132
     assert found.rollout_rate == pytest.approx(132 / 12.255e-3, rel=1e-3)
     assert found.rollout == pytest.approx(128 * 8 * 8192 / 10_771, rel=1e-3)
-    assert found.update_rate == pytest.approx(0.4 * 989e12 / (4 * 3.8802e9), rel=1e-3)
-    assert found.update == pytest.approx(128 * 8 * 9216 / 25_489, rel=1e-3)
+    assert found.update_rate == pytest.approx(0.4 * 989e12 / (4 * 3.8802e9 + 0.4667e9), rel=1e-3)
+    assert found.update == pytest.approx(128 * 8 * 9216 / 24_745, rel=1e-3)
 
 
 def test_a_pass_of_its_own_for_the_old_policy_takes_its_time() -> None:
     recipe, shape = paper("Qwen/Qwen2.5-Math-1.5B"), PUBLISHED["Qwen/Qwen2.5-Math-1.5B"]
-    one = seconds(recipe, Resources(), shape, H100)
-    two = seconds(replace(recipe, updates_per_batch=2), Resources(), shape, H100)
+    at_once = Resources(logits=2**40)
+    one = seconds(recipe, at_once, shape, H100)
+    two = seconds(replace(recipe, updates_per_batch=2), at_once, shape, H100)
     assert two.update == pytest.approx(one.update * 4 / 3)
-    sft = seconds(recipe.using(upge.sft()), Resources(), shape, H100)
+    sft = seconds(recipe.using(upge.sft()), at_once, shape, H100)
     assert sft.rollout == 0
     assert sft.update == pytest.approx(one.update / 8)  # 128 sequences, not 1,024

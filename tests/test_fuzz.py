@@ -1,13 +1,14 @@
 """A study file with anything anywhere: it is planned, or refused in a sentence with its place."""
 
-import random
 import re
 from pathlib import Path
 
-import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from workbench import plan
 from workbench.studyfile import Mistake, load
+from workbench.validate import validate
 
 STUDY = """
 from workbench import Data, Evaluation, Optimizer, Recipe, Sampling, Study, Validation, grid, upge
@@ -22,31 +23,47 @@ study = Study("fuzzed", [gated, later, *(base.using(each) for each in cells)], s
               evaluation=Evaluation(samples=4, suites=("chain", "words"), more=(("chain", 8),)))
 """
 ARGUMENT = re.compile(r"(?<=[(\[=])[^=()\[\],]+(?:\(\))?(?=[,)\]])")  # whatever is given somewhere
+PLACES = [found.span() for found in ARGUMENT.finditer(STUDY)]
 ANYTHING = [
     "None", "True", "0", "-1", "3", "10_000", "0.5", "-0.0", "float('nan')", "float('inf')", "1j",
     "''", "'chain'", "'arithmetic'", "b'x'", "()", "[]", "{}", "{1: 2}", "[[]]", "object()", "int",
     "lambda: 1", "print", "range(3)", "base", "upge", "upge.grpo", "upge.grpo()", "upge.Switch",
     "upge.KeepAll()", "Sampling()", "Data", "nothing",
 ]  # fmt: skip
+# Neither takes long: a world of a thousand problems is soon made, a larger number refused.
+numbers = (
+    st.integers(-5, 1000)
+    | st.integers(min_value=1_000_000)
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
+likely = st.integers(1, 40) | st.floats(0, 1)
+values = st.sampled_from(ANYTHING) | (likely | numbers | st.text(max_size=30)).map(repr)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_it_is_planned_or_refused_with_its_place(seed: int, tmp_path: Path) -> None:
-    chance = random.Random(seed)
-    places = [found.span() for found in ARGUMENT.finditer(STUDY)]
-    assert len(places) > 30
-    refused = 0
-    for number in range(40):
-        file = tmp_path / f"study_{number}.py"
-        start, end = chance.choice(places)
-        text = STUDY[:start] + chance.choice(ANYTHING) + STUDY[end:]
+def test_it_is_planned_or_refused_with_its_place(tmp_path: Path) -> None:
+    assert len(PLACES) > 30
+    ends: dict[bool, int] = {True: 0, False: 0}
+
+    @settings(max_examples=400, deadline=None, derandomize=True, database=None)
+    @given(st.sampled_from(PLACES), values)
+    def put(place: tuple[int, int], value: str) -> None:
+        text = STUDY[: place[0]] + value + STUDY[place[1] :]
+        file = tmp_path / f"study_{sum(ends.values())}.py"
         file.write_text(text)
-        try:
-            found = load(file)
-            for variable in found.studies:
-                found.checked(variable, plan.validate)
-                assert plan.jobs(found.studies[variable], tmp_path / "mlruns")
-        except Mistake as mistake:
-            assert re.match(rf"{re.escape(str(file))}(, line \d+:| )", str(mistake)), text
-            refused += 1
-    assert refused > 10
+        ends[refused(file, tmp_path / "mlruns")] += 1
+
+    put()
+    assert min(ends.values()) > 20, ends
+
+
+def refused(file: Path, root: Path) -> bool:
+    """Whether a study file is refused; else it has been planned."""
+    try:
+        found = load(file)
+        for variable in found.studies:
+            found.checked(variable, validate)
+            assert plan.jobs(found.studies[variable], root)
+    except Mistake as mistake:
+        assert re.match(rf"{re.escape(str(file))}(, line \d+:| )", str(mistake))
+        return True
+    return False

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from system import wait_for_end
 
 from workbench.identity import load_module
 from workbench.problems import ExactMatch, MathMatch, Verdict, Verifier, verify
@@ -39,6 +40,7 @@ DEEDS: dict[str, Callable[[], object]] = {
     "recurse": descend,
     "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda: os._exit(0),
+    "interrupt": lambda: os.kill(os.getppid(), signal.SIGUSR1),
     "allocate": lambda: bytearray(64 * GIGABYTE),
     "print": shout,
 }
@@ -117,6 +119,35 @@ def test_several_processes_give_the_verdicts_of_one_in_order() -> None:
     several.close()
 
 
+def test_a_call_that_is_left_in_the_middle_leaves_no_answer_for_the_next(
+    interrupted: type[Exception],
+) -> None:
+    several = Graders(Fragile(), processes=2, seconds=300)
+    assert several([(r"\boxed{7}", "7")]) == [Verdict.CORRECT]
+    (process,) = (each._process for each in several._all)
+    with pytest.raises(interrupted):
+        several([("interrupt", "7"), ("sleep", "7")])
+    assert process is not None
+    assert process.poll() is not None
+    assert several([(r"\boxed{7}", "7")]) == [Verdict.CORRECT]
+    several.close()
+
+
+@pytest.fixture
+def interrupted() -> Iterator[type[Exception]]:
+    """An error that the response `interrupt` makes in the process that asks."""
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    yield Interrupted
+    signal.signal(signal.SIGUSR1, before)
+
+
 def test_no_answers_need_no_process() -> None:
     several = Graders(MathMatch(), processes=3)
     assert several([]) == []
@@ -161,13 +192,4 @@ def test_it_does_not_outlive_a_trainer_that_is_killed() -> None:
     child = int(trainer.stdout.readline())
     trainer.kill()
     trainer.communicate()
-    while _runs(child):
-        time.sleep(0.05)
-
-
-def _runs(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"  # one that ended and that nobody asked about yet
+    wait_for_end(child)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
-from transformers import GPT2Config
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from analysis import runs as load
 from workbench import (
@@ -31,7 +31,8 @@ from workbench import (
 )
 from workbench.doctor import study_checks
 from workbench.identity import load_module
-from workbench.plan import measurements, validate
+from workbench.plan import measurements
+from workbench.problems import Problem, Verdict
 from workbench.records import run_of
 from workbench.resources import Lacking, Resources
 from workbench.study import differences
@@ -39,7 +40,9 @@ from workbench.studyfile import StudyFile
 from workbench.training.evaluation import measure
 from workbench.training.loop import train
 from workbench.training.policy import configured, load_policy, reading_settings
+from workbench.training.sequences import Sequence
 from workbench.training.trainer import open_trainer
+from workbench.validate import validate
 
 FOLDER = Path(__file__).parents[1] / "studies" / "large"
 FILES = sorted(FOLDER.glob("*.py"))
@@ -204,6 +207,19 @@ def test_settings_of_a_rotary_embedding_need_one(tmp_path) -> None:
     GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"rotary embedding, which model .* does not have"):
         configured(str(tmp_path), Model(str(tmp_path), positions=64))
+
+
+def test_the_policy_that_learns_is_the_one_that_samples_without_dropout(tmp_path) -> None:
+    folder = tiny_models.qwen(tmp_path)
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=400)
+    assert config.resid_pdrop > 0
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    policy = load_policy(folder, torch.device("cpu"), "float32", 1.0, values=False)
+    asked = Problem("one", "1+1", "2", level=1)
+    layout = policy.lay_out([Sequence(asked, 0, (1, 2, 3), (4, 5, 6), "2", Verdict.CORRECT)])
+    learned = policy.score(layout).logprobs
+    policy.model.eval()
+    torch.testing.assert_close(learned, policy.score(layout).logprobs, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("fields", [{"rope_theta": 0.0}, {"positions": 0}], ids=str)

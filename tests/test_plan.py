@@ -20,13 +20,13 @@ from workbench.plan import (
     simplified,
     status,
     tokens_of,
-    validate,
 )
 from workbench.problems import loaders
 from workbench.recipe import Data, Evaluation, Recipe, Sampling, Validation
 from workbench.records import write_json
 from workbench.schema import File
 from workbench.study import Study, grid
+from workbench.validate import validate
 
 BASE = Recipe("arithmetic-1m", Data("arithmetic"), steps=10)
 CLIPPED, UNCLIPPED = (

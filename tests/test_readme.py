@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench.plan import validate
 from workbench.studyfile import load
+from workbench.validate import validate
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -223,12 +223,12 @@ def test_cells_of_a_runner_that_is_killed_go_on_and_are_run_once(tmp_path: Path)
     assert second.stdout is not None
     assert second.stdout.readline() == "job 0 held\n"
     (tmp_path / File.METRICS).touch()  # what those that go on wait for
-    second.communicate(timeout=120)
+    second.communicate(timeout=600)
     assert second.returncode == 0
     assert all(job.done for job in jobs)
     assert [stand.attempts(job) for job in jobs] == [[each] for each in behaviours]
     third = runner(tmp_path, *behaviours)
-    assert third.communicate(timeout=120)[0] == ""
+    assert third.communicate(timeout=600)[0] == ""
 
 
 def test_a_held_cell_that_hangs_is_ended_though_its_runner_is_gone(stand: Stand) -> None:
@@ -248,7 +248,7 @@ def test_a_held_cell_that_hangs_is_ended_though_its_runner_is_gone(stand: Stand)
 def test_two_runners_finish_each_cell_exactly_once(tmp_path: Path) -> None:
     behaviours = ["trains", "slow"] * 4
     runners = [runner(tmp_path, *behaviours) for _ in range(2)]
-    told = [each.communicate(timeout=200)[0] for each in runners]
+    told = [each.communicate(timeout=600)[0] for each in runners]
     assert [each.returncode for each in runners] == [0, 0], told
     stand = Stand(tmp_path)
     jobs = [stand.job(f"job {n}", each) for n, each in enumerate(behaviours)]
@@ -261,11 +261,11 @@ def test_a_runner_killed_at_what_it_writes_leaves_nothing_stuck(
 ) -> None:
     monkeypatch.setenv("WORKBENCH_FAULT", f"{point}:2")
     first = runner(tmp_path, "trains", "trains", "trains")
-    first.communicate(timeout=120)
+    first.communicate(timeout=600)
     assert first.returncode == -signal.SIGKILL
     monkeypatch.delenv("WORKBENCH_FAULT")
     second = runner(tmp_path, "trains", "trains", "trains")
-    second.communicate(timeout=120)
+    second.communicate(timeout=600)
     assert second.returncode == 0
     stand = Stand(tmp_path)
     jobs = [stand.job(f"job {n}") for n in range(3)]

@@ -121,6 +121,9 @@ UNCHECKED: dict[str, tuple[dict[str, Any], str]] = {
             trial.suggest_float("rate", 0.1, 1))), "sampler": FullGrid()}, "step"),
     "a recipe that cannot be": ({"propose": lambda trial: BASE.using(
         upge.grpo(), questions=trial.suggest_int("questions", 10**6, 10**7))}, "only"),
+    "a level that is not measured": (
+        {"within_run": Median(metric="validation/level_9")},
+        "WithinRun.metric is 'validation/level_9'.*did you mean validation/level_"),
 }  # fmt: skip
 
 

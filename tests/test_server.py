@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from system import apt_install
 
 from workbench import plan, provenance, upge
 from workbench.plan import Job
@@ -34,9 +35,8 @@ START = 600  # seconds that a server may take to answer on a busy machine
 def programs() -> Path:
     """The folder of PostgreSQL's programs, installed by apt where that works."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["update"], ["install", "-y", "--no-install-recommends", "postgresql"]):
-            subprocess.run(["apt-get", *command], capture_output=True, timeout=600, check=False)
+    if not found:
+        apt_install("postgresql")
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not found:
         pytest.skip("no PostgreSQL: /usr/lib/postgresql is not there, and apt could not install it")

@@ -9,14 +9,15 @@ from analysis.load import runs as load
 from analysis.output import Output
 from workbench import Sampling, Search, Study, Validation, replace, upge
 from workbench.identity import load_module
-from workbench.plan import resolve, validate
+from workbench.plan import jobs, resolve
 from workbench.records import run_of
 from workbench.resources import Resources
 from workbench.search import check
 from workbench.study import differences
 from workbench.training.loop import train
 from workbench.training.trainer import open_trainer
-from workbench.trials import Given
+from workbench.trials import Given, confirmed_arms, left_aside, trials
+from workbench.validate import validate
 
 STUDY = Path(__file__).parents[1] / "studies"
 STUDIES = sorted(STUDY.glob("*.py"))
@@ -43,6 +44,25 @@ def test_a_search_is_valid(path):
     for value in vars(load_module(str(path))).values():
         if isinstance(value, Search):
             check(value)
+
+
+@pytest.mark.parametrize("name", ["moments", "paper_learning_rates", "paper"])
+def test_kept_records_are_those_of_the_studies_runs(name):
+    """A run's directory is named after a hash of its whole recipe: a change of it loses them."""
+    kept = STUDY / "records" / name.replace("_", "-")
+    runs = [job.run for study in studies_of(STUDY / f"{name}.py") for job in jobs(study, kept)]
+    found = {run.path for run in runs if run.finished}
+    assert found == {path.parent for path in kept.glob("cells/*/*/result.json")}
+
+
+def test_kept_records_of_the_gate_search_are_those_of_its_trials():
+    search = load_module(str(STUDY / "gate_search.py")).gate_search
+    kept = STUDY / "records" / "gate-search"
+    found = trials(search, kept)
+    assert [len(each.scores) for each in found] == [3] * search.trials
+    assert left_aside(search, kept) == 0
+    fresh = search.confirmation(confirmed_arms(search, found))
+    assert all(job.done for job in jobs(fresh, kept))
 
 
 def test_the_gate_is_searched_for_hard_and_soft_with_the_weight_of_imitation():

@@ -77,6 +77,18 @@ REFUSED: list[tuple[str, Callable[[], object], type[Exception], str]] = [
         "axis 'temperature' of the grid is empty",
     ),
     (
+        "a million combinations",
+        lambda: grid(Sampling, top_p=range(1000), max_tokens=range(1000)),
+        ValueError,
+        "the grid has 1,000,000 combinations (1,000 top_p x 1,000 max_tokens), more than 10,000",
+    ),
+    (
+        "a million runs",
+        lambda: Study("s", [SFT], seeds=range(10**6)),
+        ValueError,
+        "study 's' has 1,000,000 combinations (1 arms x 1,000,000 seeds), more than 10,000",
+    ),
+    (
         "an unknown axis",
         lambda: grid(upge.Estimator, masks=[upge.KeepAll()]),
         TypeError,
@@ -136,7 +148,7 @@ REFUSED: list[tuple[str, Callable[[], object], type[Exception], str]] = [
         "no training data",
         lambda: Data("arithmetic", train=0),
         ValueError,
-        "at least 1 or None, got 0; the nearest is 1",
+        "from 1 to 100000 or None, got 0; the nearest is 1",
     ),
     ("an engine", lambda: Sampling(engine="vlm"), ValueError, "'vlm'; did you mean vllm"),
     ("a nucleus", lambda: Sampling(1.0, 0.9, engine="vllm"), ValueError, "nucleus alone"),

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import pytest
 from small import make_study, record
+from system import apt_install, attempt
 
 from workbench import plan
 from workbench.tracking import Mirror
@@ -28,16 +29,21 @@ PATIENCE = 300_000  # milliseconds that a page may take on a busy machine
 CURVES = "path.js-line"  # what Plotly draws of a metric that has points
 
 
-def chromium() -> str:
-    """The system's Chromium, installed by apt where that works."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not found and os.geteuid() == 0 and shutil.which("apt-get"):
-        for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
-            subprocess.run(["apt-get", *command], capture_output=True, timeout=600, check=False)
-        found = shutil.which("chromium")
-    if not found:
-        pytest.skip("no Chromium on the path, and apt could not install it")
-    return found
+def chromium(own: str) -> str:
+    """The system's Chromium, or else Playwright's own, installed where that works."""
+
+    def found() -> str | None:
+        return shutil.which("chromium") or (own if Path(own).exists() else None)
+
+    if not found():
+        apt_install("chromium")
+    if not found():
+        libraries = ["--with-deps"] if os.geteuid() == 0 else []
+        attempt(sys.executable, "-m", "playwright", "install", *libraries, "chromium")
+    path = found()
+    if path is None:
+        pytest.skip("no Chromium: neither apt nor Playwright could install it")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +78,23 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
 
 
 @pytest.fixture(scope="module")
-def page(experiment: tuple[str, Mirror]) -> Iterator[Any]:
+def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
+        path = chromium(playwright.chromium.executable_path)
         # Chromium's own sandbox does not start as root; the pages are ours.
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1500, "height": 950})
-        page.set_default_timeout(PATIENCE)
-        yield page
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page of the test's own: one that still loads what it showed before changes its address."""
+    page = browser.new_page(viewport={"width": 1500, "height": 950})
+    page.set_default_timeout(PATIENCE)
+    yield page
+    page.close()
 
 
 @pytest.fixture
@@ -111,7 +125,7 @@ def test_the_experiment_opens_with_its_question_and_its_runs(page, experiment):
 
 @pytest.mark.usefixtures("shoot")
 def test_charts_have_a_curve_of_every_run_by_default(page, experiment):
-    page.goto(f"{experiment[0]}?compareRunsMode=CHART")
+    page.goto(f"{experiment[0]}&compareRunsMode=CHART")
     page.get_by_placeholder("Search metric charts").fill("policy/entropy")
     page.get_by_text("policy", exact=True).first.wait_for()  # the section of the group
     page.locator(CURVES).nth(len(STUDY.recipes) - 1).wait_for(state="attached")
@@ -135,5 +149,6 @@ def test_two_runs_are_compared(page, experiment):
 def test_an_artifact_opens(page, experiment):
     address, mirror = experiment
     (chosen,) = run_ids(mirror, "HPT · seed 0")
-    page.goto(f"{address}/{chosen}/artifacts/recipe.txt")
+    runs, _, view = address.partition("?")
+    page.goto(f"{runs}/{chosen}/artifacts/recipe.txt?{view}")
     page.get_by_text("method.name = HPT").first.wait_for()

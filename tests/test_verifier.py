@@ -3,13 +3,17 @@ r"""Verdicts: what is read as the answer, what counts as equal, and what is not 
 import json
 import os
 import random
+import string
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+from sympy import srepr
 
 from workbench.problems import ExactMatch, MathMatch, Verdict, extract_boxed, mathematics, verify
 from workbench.problems.verifier import LONGEST, choice, final_answer
@@ -76,6 +80,11 @@ SAME = [
     ("9", r"9\text{ cm}"),
     ("9", r"\sqrt{81}"),
     ("9", "x = 9"),
+    ("x = 9", "9.0"),
+    ("1/3", "w = 0.333333"),
+    ("x+1", "y = 1 + x"),
+    ("(x+1)^2", "f(x) = x^2+2x+1"),
+    ("y = 1 + x", "x+1"),
     (r"90^\circ", "90"),
     (r"\frac{\pi}{2}", "pi/2"),
     (r"\sqrt{2}", "1.414214"),
@@ -114,6 +123,10 @@ DIFFERENT = [
     ("1e-20", "5e-20"),
     ("10^{-20}", r"2 \cdot 10^{-20}"),
     ("12", "1.2"),
+    ("x = 5", "y = 5"),
+    ("5", "x = 6"),
+    ("x+1", "y = x+2"),
+    ("1e-20", "x = 5e-20"),
     ("3/4", r"\frac{4}{3}"),
     ("3/4", r"-\frac{3}{4}"),
     ("1/3", r"\frac{333333}{1000000}"),
@@ -278,16 +291,62 @@ def test_a_gold_is_not_the_answer_to_another_problem() -> None:
 WRITTEN = [
     "n^{2}+1", r"\frac{1}{4p^2}", "x^3+3x-6", r"(\frac{t^{2}}{2}-t) e^{-t}", r"\{1, 2, 3\}",
     r"[0, 1) \cup (2, \infty)", r"x = \frac{-1 \pm \sqrt{5}}{2}", "f(n)=n^{2}", r"12\%",
-    r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\sqrt[3]{2} + \log_2 5", "}x",
+    r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\sqrt[3]{2} + \log_2 5", "}x", "w = 3",
+    "1,-2,x", "1,333", "1,333,2", "(1,2)", "(3)", "x=y=3", "x=1,2", "x=1,y=2", "1,,2", "x=", "x_1y",
+    r"2\sin x, \cos 2x", r"\sqrt2, 3", r"2 \cdot 3 \times 4", "a/bc", "-x^-2", "dx", "(x", "x)",
+    *(f"{letter}=3" for letter in "deEinNOSx"),
 ]  # fmt: skip
 
 
+def read(texts: list[str]) -> list[str]:
+    return [srepr(mathematics._parse.__wrapped__(text)) for text in texts]
+
+
+def check_quick(texts: list[str]) -> None:
+    quick = read(texts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mathematics, "_Quick", _Latex2Sympy)
+        assert quick == read(texts)
+
+
 @pytest.mark.parametrize("texts", [WRITTEN, pytest.param(None, marks=real)], ids=["some", "golds"])
-def test_what_is_read_quickly_is_what_is_read_with_all_of_the_context(texts, monkeypatch) -> None:
+def test_what_is_read_quickly_is_what_is_read_with_all_of_the_context(texts) -> None:
     """ANTLR promises it of grammars that name no context; this one is read as it was written."""
     if texts is None:
         every = sorted({mathematics.tidy(g) for name in NAMES[3:6] for g in golds(name)})
-        texts = random.Random(0).sample(every, 100)
-    quick = [str(mathematics._parse.__wrapped__(text)) for text in texts]
-    monkeypatch.setattr(mathematics._Quick, "create_parser", _Latex2Sympy.create_parser)
-    assert quick == [str(mathematics._parse.__wrapped__(text)) for text in texts]
+        texts = random.Random(0).sample(every, 60)
+        texts += [f"w = {text}" for text in texts[:15]]
+    check_quick(texts)
+
+
+NUMBERS = st.one_of(
+    st.integers(-999, 9999).map(str),
+    st.decimals(-99, 99, places=3).map(str),
+    st.tuples(st.integers(-99, 99), st.integers(1, 99)).map(lambda n: f"{n[0]}/{n[1]}"),
+)
+EXPRESSIONS = st.recursive(
+    st.one_of(st.integers(0, 99).map(str), st.sampled_from(["x", "y", "n", "e", "\\pi", "0.5"])),
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from(["+", "-", "*", "/", " ", "\\cdot "]), inner).map("".join),
+        st.tuples(inner, inner).map(lambda of: f"\\frac{{{of[0]}}}{{{of[1]}}}"),
+        st.tuples(inner, inner).map(lambda of: f"({of[0]})^{{{of[1]}}}"),
+        inner.map(lambda of: f"\\sqrt{{{of}}}"),
+        inner.map(lambda of: f"-\\sin({of})"),
+    ),
+    max_leaves=3,
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(EXPRESSIONS, min_size=1, max_size=3).map(",".join))
+def test_what_anyone_writes_is_read_quickly_as_with_all_of_the_context(text: str) -> None:
+    check_quick([text, f"w={text}"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(NUMBERS, NUMBERS, st.sampled_from(string.ascii_letters))
+def test_a_letter_before_a_number_changes_no_verdict(answer: str, gold: str, letter: str) -> None:
+    for one, other in ((answer, gold), (answer, answer)):
+        plain = mathematics.compare(one, other)
+        assert mathematics.compare(f"{letter} = {one}", other) is plain
+        assert mathematics._compare_parsed(f"{letter} = {one}", other) is plain

@@ -56,7 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, because upge imports torch and a plan, a report or --help can do without.
+    # Lazy: a report of exported runs, or --help, can do without.
     if name == "upge":
         import workbench.upge
 

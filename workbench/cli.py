@@ -142,7 +142,7 @@ def _loaded(options: argparse.Namespace, lacking: list[str] | None = None) -> St
     """
     from workbench.cli_report import outputs
     from workbench.launch import slots
-    from workbench.plan import validate
+    from workbench.validate import validate
 
     file = load(options.study, options.name)
     for variable, study in file.studies.items():
@@ -392,33 +392,42 @@ def _run_study(
     report: bool = True,
 ) -> int:
     from workbench import cli_report
-    from workbench.display import Display
     from workbench.terminal import console
-    from workbench.tracking import Mirror, set_defaults
+    from workbench.tracking import set_defaults, store_uri
 
     set_defaults()
-    terminal, root = console(), _root(options)
-    launcher, mirror = _launcher(options, jobs, study), Mirror(study, root, jobs)
+    terminal, root, code = console(), _root(options), OK
     left = sum(not job.done for job in jobs)
     terminal.print(f"{study.name}: {len(jobs)} runs, {left} to train or measure")
     for line in _probe_lines(jobs):
         terminal.print(line)
+    if left or not report or not cli_report.show_again(file, study, root, jobs):
+        code, mirrored = _train(study, jobs, options)
+        if any(job.done for job in jobs) and report:
+            cli_report.update(file, study, root, jobs, mirrored)
+    terminal.print(f"runs      {root / 'cells'}")
+    terminal.print(f"MLflow    workbench ui {file.path}   ({store_uri(root)})")
+    return code
+
+
+def _train(study: "Study", jobs: "list[Job]", options: argparse.Namespace) -> tuple[int, bool]:
+    """Trains and mirrors jobs; the exit status, and whether MLflow has all that there is."""
+    from workbench.display import Display
+    from workbench.terminal import console
+    from workbench.tracking import Mirror
+
+    launcher, mirror = _launcher(options, jobs, study), Mirror(study, _root(options), jobs)
     mirror.start()
     try:
-        with Display(terminal, jobs) as show:
+        with Display(console(), jobs) as show:
             for event in launcher.run():
                 if event is not None:
                     show(event)
     finally:
         behind = mirror.close()
     _print_problems(launcher.failed, behind, mirror.uri)
-    if any(job.done for job in jobs) and report:
-        cli_report.update(file, study, root, jobs)
-    terminal.print(f"runs      {root / 'cells'}")
-    terminal.print(f"MLflow    workbench ui {file.path}   ({mirror.uri})")
-    if launcher.stopping:
-        return INTERRUPTED
-    return FAILED if launcher.failed else OK
+    code = INTERRUPTED if launcher.stopping else FAILED if launcher.failed else OK
+    return code, mirror.complete.issuperset(job.run.path for job in jobs)
 
 
 def _print_problems(failed: Iterable["Job"], behind: dict[str, str], uri: str) -> None:
@@ -432,7 +441,6 @@ def _print_problems(failed: Iterable["Job"], behind: dict[str, str], uri: str) -
 
 def _report(options: argparse.Namespace) -> int:
     from workbench import cli_report
-    from workbench.terminal import console
 
     file, root = load(options.study, options.name), _root(options)
     studies = cli_report.having(file, options.only or [])
@@ -453,28 +461,49 @@ def _report(options: argparse.Namespace) -> int:
     for text in waiting:
         print(f"not reported: {text}", file=sys.stderr)
     for variable in file.searches if not options.only else ():
-        from workbench import cli_search
-
-        file.checked(variable, lambda search: cli_search.report(search, root, console()))
+        _report_search(file, variable, root, options.source)
     return OK
 
 
+def _report_search(file: StudyFile, variable: str, root: Path, source: str | None) -> None:
+    """Writes the report of a search, and of what it found where that has run on fresh seeds."""
+    from analysis.report import NoRuns
+    from workbench import cli_report, cli_search, trials
+    from workbench.terminal import console
+
+    search = file.searches[variable]
+    if source is not None and cli_report.is_uri(source):
+        raise Mistake(
+            f"{variable} is a search: its trials are in a folder of records, not {source}"
+        )
+    place = root if source is None else cli_report.folder_of(source)
+    file.checked(variable, lambda each: cli_search.report(each, root, console(), place))
+    fresh = cli_search.confirmation(search, trials.trials(search, place))
+    try:
+        if fresh is not None:
+            cli_report.write(file, fresh, root, None, source)
+    except NoRuns as error:
+        print(f"not reported: {error}", file=sys.stderr)
+
+
 def _export(options: argparse.Namespace) -> int:
-    """Copies every finished run that a study's report needs."""
-    from workbench import provenance
+    """Copies every finished run that the reports of a file need, and its searches' trials."""
+    from workbench import cli_search, provenance
     from workbench.records import cells_root
     from workbench.tracking.points import write_compact
 
     file, root = load(options.study, options.name), _root(options)
     copied: dict[Path, None] = {}
-    for variable in file.studies:
-        for job in _jobs(file, variable, options):
-            if job.run.finished:
-                folder = options.to / job.run.path.relative_to(root)
-                folder.mkdir(parents=True, exist_ok=True)
-                write_compact(job, folder)
-                provenance.share(folder)
-                copied[folder] = None
+    jobs = [job for variable in file.studies for job in _jobs(file, variable, options)]
+    for search in file.searches.values():
+        jobs += cli_search.export(search, root, options.to)
+    for job in jobs:
+        if job.run.finished:
+            folder = options.to / job.run.path.relative_to(root)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_compact(job, folder)
+            provenance.share(folder)
+            copied[folder] = None
     print(f"{len(copied)} runs under {cells_root(options.to)}")
     return OK if copied else FAILED
 

@@ -4,15 +4,16 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from workbench.durable import new_file
 from workbench.provenance import versions
 from workbench.study import Study
-from workbench.studyfile import StudyFile
+from workbench.studyfile import Mistake, StudyFile
 from workbench.terminal import console, grid
-from workbench.tracking import log_report, page_of, store_uri
+from workbench.tracking import forget_connections, log_report, page_of, state_of, store_uri
 
 if TYPE_CHECKING:
     from analysis.output import Output
@@ -54,20 +55,58 @@ def write(
     _draw(file, study, root, _links(study, root) if only is None else None, only, source)
 
 
-def update(file: StudyFile, study: Study, root: Path, jobs: "Sequence[Job]") -> None:
-    """What `write` does, but where nothing has changed since the last time it only prints."""
-    links = _links(study, root)
-    note = root / "reports" / f".{study.name}.json"  # of what the report is drawn from
-    mark = _mark(file, study, jobs, links)
-    if (found := _unchanged(note, mark, root)) is not None:
-        _print(found)
-        return
-    written, kept = _draw(file, study, root, links)
-    if kept:
-        shown = {"mark": mark, "files": [path.name for path in written.paths]}
-        shown |= {"columns": written.columns, "rows": written.rows, "notes": written.notes}
-        with new_file(note, "w", point="drawn") as handle:
-            json.dump(shown, handle)
+def show_again(file: StudyFile, study: Study, root: Path, jobs: "Sequence[Job]") -> bool:
+    """Prints the report, if neither records nor store have changed since both were made to agree.
+
+    So a finished study is looked through in the time that it takes to import, without MLflow.
+    """
+    note = _read_note(study, root)
+    state = state_of(store_uri(root))
+    if state is None or note.get("store") != state or note["mark"] != _mark(file, study, jobs):
+        return False
+    _print(note, _folder(study, root))
+    return True
+
+
+def update(
+    file: StudyFile, study: Study, root: Path, jobs: "Sequence[Job]", mirrored: bool
+) -> None:
+    """What `write` does, but where nothing has changed since the last time it only prints.
+
+    `mirrored` says whether MLflow has all of the jobs' records.
+    """
+    links, mark, note = _links(study, root), _mark(file, study, jobs), _read_note(study, root)
+    if (note.get("mark"), note.get("links")) == (mark, repr(links)):
+        _print(note, _folder(study, root))
+    else:
+        written, kept = _draw(file, study, root, links)
+        if not kept:
+            return
+        note = {"mark": mark, "links": repr(links), **_summary(written)}
+    uri = store_uri(root)
+    forget_connections(uri)
+    with new_file(_note_path(study, root), "w", point="drawn") as handle:
+        json.dump({**note, "store": state_of(uri) if mirrored else None}, handle)
+
+
+def _folder(study: Study, root: Path) -> Path:
+    return root / "reports" / study.name
+
+
+def _note_path(study: Study, root: Path) -> Path:
+    """Where it stands what a report was drawn from, and what of it is printed."""
+    return root / "reports" / f".{study.name}.json"
+
+
+def _read_note(study: Study, root: Path) -> dict[str, Any]:
+    """The note on a report every file of which is there; else nothing."""
+    path = _note_path(study, root)
+    try:
+        note = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        return {}
+    whole = all((_folder(study, root) / name).exists() for name in note.get("files", ()))
+    return note if whole else {}
 
 
 def _draw(
@@ -84,68 +123,71 @@ def _draw(
     extra = {"links": links} if links is not None else {}
     place = _source(study, root, source)
     written = report(study, outputs(file, study), root, only, source=place, **extra)
-    _print(written, page=only is None)
+    _print(_summary(written), written.folder, page=only is None)
     logged = None
     if only is None:
         logged = _mlflow(lambda: log_report(study, written.folder, store_uri(root)))
     return written, logged is not None
 
 
-def _print(written: "Report", page: bool = True) -> None:
+def _summary(written: "Report") -> dict[str, Any]:
+    """What is printed of a report."""
+    shown = {"columns": written.columns, "rows": written.rows, "notes": written.notes}
+    return {"files": [path.name for path in written.paths], **shown}
+
+
+def _print(shown: dict[str, Any], folder: Path, page: bool = True) -> None:
     terminal = console()
-    if written.rows:
-        table = grid(*written.columns)
-        for row in written.rows:
+    if shown["rows"]:
+        table = grid(*shown["columns"])
+        for row in shown["rows"]:
             table.add_row(*row)
         terminal.print(table)
-    for note in written.notes:
+    for note in shown["notes"]:
         terminal.print(note)
-    terminal.print(f"report    {written.folder} ({len(written.paths)} files)")
+    terminal.print(f"report    {folder} ({len(shown['files'])} files)")
     if page:
-        terminal.print(f"page      {written.folder / 'report.html'}")
+        terminal.print(f"page      {folder / 'report.html'}")
 
 
-def _mark(file: StudyFile, study: Study, jobs: "Sequence[Job]", links: "Links | None") -> str:
-    """A hash of all that a report follows from: outputs, records, links, code and packages."""
-    import analysis
-
-    code = sorted(Path(analysis.__file__).parent.glob("*.py"))
-    records = [path for job in jobs for path in sorted(job.run.path.rglob("*.json*"))]
-    records += [path for job in jobs for path in sorted(job.run.path.rglob("*.parquet"))]
-    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in code + records]
-    parts = (study, outputs(file, study), stamps, links, sorted(versions().items()))
+def _mark(file: StudyFile, study: Study, jobs: "Sequence[Job]") -> str:
+    """A hash of all that a report follows from but its links: outputs, records, code, packages."""
+    analysis = find_spec("analysis")  # found, and not imported
+    assert analysis is not None and analysis.origin is not None
+    read = sorted(Path(analysis.origin).parent.glob("*.py"))
+    for job in jobs:
+        kinds = (".json", ".jsonl", ".parquet")
+        read += sorted(path for path in job.run.path.rglob("*") if path.suffix in kinds)
+    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in read]
+    parts = (study, outputs(file, study), stamps, sorted(versions().items()))
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _unchanged(note: Path, mark: str, root: Path) -> "Report | None":
-    """The report that lies there, if it is the one of that mark and every file of it is there."""
-    from analysis.report import Report
-
-    if not note.exists():
-        return None
-    try:
-        seen = json.loads(note.read_text())
-    except ValueError:
-        return None
-    folder = root / "reports" / note.stem.removeprefix(".")
-    paths = tuple(folder / name for name in seen["files"])
-    if seen["mark"] != mark or not all(path.exists() for path in paths):
-        return None
-    rows = tuple(tuple(row) for row in seen["rows"])
-    return Report(folder, paths, tuple(seen["columns"]), rows, tuple(seen["notes"]))
 
 
 def _source(study: Study, root: Path, given: str | None) -> Path | None:
     """The folder that a report is read from: the tracking folder, another, or a copy of MLflow."""
     if given is None:
         return None
-    if "://" in given or given == "databricks":
+    if is_uri(given):
         from analysis.tracked import fetch
 
         return fetch(study, given, root / "tracked")
+    return folder_of(given)
+
+
+def is_uri(given: str) -> bool:
+    """Whether what `--from` says is a tracking URI and not a folder."""
+    return "://" in given or given == "databricks"
+
+
+def folder_of(given: str) -> Path:
+    """The folder that `--from` says.
+
+    Raises:
+        Mistake: there is none.
+    """
     path = Path(given).resolve()
     if not path.is_dir():
-        raise FileNotFoundError(f"no folder {given}; --from takes a folder or a tracking URI")
+        raise Mistake(f"no folder {given}; --from takes a folder or a tracking URI")
     return path
 
 

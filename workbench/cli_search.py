@@ -1,7 +1,7 @@
 """What the `workbench` commands do with the searches of a study file."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from workbench import plan, trials
-from workbench.records import Held
+from workbench.records import Held, write_lines
+from workbench.schema import File
 from workbench.study import Search, Study
 from workbench.studyfile import Mistake, StudyFile
 from workbench.trials import Trial
@@ -148,12 +149,40 @@ def _run(
     if behind:
         console.print(f"{mirror.uri} does not show {', '.join(behind)}")
     status = INTERRUPTED if launcher.stopping else FAILED if failed else OK
-    arms = trials.confirmed_arms(search, trials.trials(search, root))
-    return Outcome(status, search.confirmation(arms) if arms else None)
+    return Outcome(status, confirmation(search, trials.trials(search, root)))
 
 
-def report(search: Search, root: Path, console: Console) -> None:
+def export(search: Search, root: Path, to: Path) -> list[plan.Job]:
+    """Copies the record of the trials, and gives the runs that its report and the winner's need."""
+    record, copied = trials.record_of(search, root), trials.record_of(search, to)
+    found = trials.trials(search, root)
+    if not found:
+        return []
+    write_lines(copied.path / File.TRIALS, record.rows())
+    fresh = confirmation(search, found)
+    own = [
+        job
+        for each in found
+        for seed in search.seeds
+        for job in trials.jobs(search, each, seed, root)
+    ]
+    return own + (plan.jobs(fresh, root) if fresh else [])
+
+
+def confirmation(search: Search, found: Sequence[Trial]) -> Study | None:
+    """The study of what the trials found on fresh seeds; None while they have found nothing."""
+    arms = trials.confirmed_arms(search, found)
+    return search.confirmation(arms) if arms else None
+
+
+def report(search: Search, root: Path, console: Console, source: Path | None = None) -> None:
     """Writes what the trials say, and Optuna's plots, into the search's report.
+
+    Args:
+        search: whose trials.
+        root: the tracking folder.
+        console: where it is told.
+        source: the folder that the records are read from, if it is not the tracking folder.
 
     Raises:
         ValueError: no trial has a score yet.
@@ -161,7 +190,7 @@ def report(search: Search, root: Path, console: Console) -> None:
     from analysis.search import report as write
     from workbench.search import Searcher, plots
 
-    written = write(search, root, plots(Searcher(search, root)))
+    written = write(search, root, plots(Searcher(search, source or root)), source)
     for line in written.notes:
         console.print(line)
     console.print(f"report    {written.folder} ({len(written.paths)} files)")

@@ -12,13 +12,13 @@ from workbench.devices import GIB
 from workbench.footprint import device_here, largest
 from workbench.identity import fingerprint
 from workbench.launch import slots
-from workbench.plan import validate
 from workbench.problems import Corpus, Dataset, Verdict, loaders
 from workbench.problems.contamination import WORDS, overlaps
 from workbench.problems.isolation import verdicts
 from workbench.problems.problem import Origin
 from workbench.study import Study
 from workbench.studyfile import Mistake, StudyFile
+from workbench.validate import validate
 
 NEEDED = (
     *("torch", "transformers", "safetensors", "datasets", "math-verify", "mlflow", "optuna"),

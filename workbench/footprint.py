@@ -183,7 +183,7 @@ def largest(
 
 
 def micro_batch(recipe: Recipe, resources: Resources, on_gpu: bool) -> int:
-    """Padded tokens that are differentiated together: one whole sequence at least."""
+    """Tokens that are differentiated together: one whole sequence at least."""
     return max(resources.micro_batch(on_gpu), longest_sequence(recipe))
 
 
@@ -199,13 +199,19 @@ def _update(recipe: Recipe, resources: Resources, shape: Shape, on_gpu: bool) ->
     inside = 34 * h + 8 * shape.intermediate if mixed else 40 * h + 16 * shape.intermediate
     written = "34 h + 8 i" if mixed else "40 h + 16 i"
     copied = 2 * shape.multiplied
-    layers = Line("activations", shape.layers * inside * tokens, f"L ({written}) T, T = {tokens:,}")
+    parted = in_parts(recipe, resources, shape, on_gpu)
+    copied = 2 * (shape.multiplied - v * h * parted)  # in parts the output layer has its own
+    lines = [
+        Line("activations", shape.layers * inside * tokens, f"L ({written}) T, T = {tokens:,}"),
+        _logits(resources, shape, tokens, mixed) if parted else _whole_logits(v, tokens),
+    ]
     if resources.recompute:
-        kept = (4 * h * shape.layers + inside) * tokens
-        layers = Line("activations", kept, f"(4 h L + {written}) T, T = {tokens:,}: recomputed")
-        copied = 2 * v * h  # of the output layer alone: a layer's own are gone after it
-    lines = [layers, Line("logits", 20 * v * tokens, "20 V T: float32 of five, one kept")]
-    if mixed:
+        kept = 4 * h * shape.layers * tokens
+        again = Line("a layer computed again", inside * tokens, f"({written}) T")
+        largest = max(lines[1], again, key=lambda line: line.bytes)  # they are not held together
+        lines = [Line("activations", kept, f"4 h L T, T = {tokens:,}: recomputed"), largest]
+        copied = 2 * v * h * (not parted)  # a layer's own are gone after it
+    if mixed and copied:
         lines.append(Line("weights in bfloat16", copied, "2 bytes of each that is multiplied by"))
     if resources.processes > 1:
         outside = shape.parameters - shape.layers * shape.in_layer
@@ -213,6 +219,27 @@ def _update(recipe: Recipe, resources: Resources, shape: Shape, on_gpu: bool) ->
         text = "8 (P outside of layers + two layers): weights and gradients"
         lines.append(Line("what is put together of shards", size, text))
     return lines
+
+
+def _whole_logits(vocabulary: int, tokens: int) -> Line:
+    return Line("logits", 20 * vocabulary * tokens, "20 V T: float32 of five, one kept")
+
+
+def _logits(resources: Resources, shape: Shape, tokens: int, mixed: bool) -> Line:
+    """What the output layer takes where its logits are computed in parts."""
+    v, h = shape.vocabulary, shape.hidden
+    rows, number = max(1, resources.logits // v), 6 if mixed else 4
+    held = max(12 * v * h, number * v * h + 20 * v * rows) + 16 * h * tokens
+    text = (
+        f"max(12 V h, {number} V h + 20 V R) + 16 h T: of R = {rows:,} tokens at a time, again for "
+        "the gradient, and the layer's gradient while that of a part is added to it"
+    )
+    return Line("logits", held, text)
+
+
+def in_parts(recipe: Recipe, resources: Resources, shape: Shape, on_gpu: bool) -> bool:
+    """Whether the logits of a micro-batch are too many to be held together."""
+    return micro_batch(recipe, resources, on_gpu) * shape.vocabulary > resources.logits
 
 
 def _rollout(
@@ -267,7 +294,8 @@ def seconds(recipe: Recipe, resources: Resources, shape: Shape, device: Device) 
     A forward pass takes 2 operations a parameter and token (Kaplan et al., 2001.08361) and 2 L h s
     for attention (PaLM, 2204.02311, appendix B, of which causal attention needs half); a backward
     pass takes two of them, and one more each is a pass that scores the old policy by itself and
-    layers that are recomputed. What several processes wait for each other is not counted.
+    layers that are recomputed; the output layer is passed once more where its logits are computed
+    in parts. What several processes wait for each other is not counted.
     """
     method = recipe.method
     answers = recipe.questions * recipe.rollouts if method and method.samples_rollouts else 0
@@ -320,4 +348,5 @@ def _update_rate(recipe: Recipe, resources: Resources, shape: Shape, device: Dev
     passes = 3 + scored + resources.recompute  # a backward pass counts as two
     s = longest_sequence(recipe)
     forward = 2 * (shape.multiplied + shape.layers * shape.hidden * s)
-    return UPDATE_EFFICIENCY * device.dense[recipe.dtype] / (passes * forward)
+    again = 2 * shape.vocabulary * shape.hidden * in_parts(recipe, resources, shape, on_gpu=True)
+    return UPDATE_EFFICIENCY * device.dense[recipe.dtype] / (passes * forward + again)

@@ -77,12 +77,12 @@ class Data(Component):
 
     Attributes:
         name: `arithmetic`; problems from the hub or from files are a `Corpus`.
-        train: how many training questions to use; None takes all there are.
+        train: how many training questions to use, at most 100,000; None takes 600.
         seed: which training questions, and the order they are met in.
     """
 
     name: str
-    train: Count | None = None
+    train: Annotated[int, Within(at_least=1, at_most=100_000)] | None = None
     seed: int = 0
 
 
@@ -235,7 +235,8 @@ class Recipe(Component):
         sampling, optimizer, validation: see there.
         dtype: of the forward and backward pass; parameters stay float32.
         gradient_blocks: blocks of whole questions whose gradients are told apart in every optimizer
-            step, for its variance; 1 measures none. It orders the sum, so it is part of the recipe.
+            step, for its variance; 1 measures none. Part of the recipe, for it orders the sum where
+            a model's gradient cannot be told apart in one pass (see `training.parting`).
         start: the checkpoint of another recipe to start from.
     """
 

@@ -145,8 +145,7 @@ class Run:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                process, host, _ = self._holder
-                raise Held(f"{self.path} is held by process {process} on {host}") from error
+                raise Held(f"{self.path} is held by {self.held_by}") from error
             with suppress(OSError):  # a full disk
                 handle.truncate(0)
                 handle.write(f"{os.getpid()} {socket.gethostname()} {uuid.uuid4().hex}".encode())
@@ -181,6 +180,12 @@ class Run:
         except BlockingIOError:
             return True
         return False
+
+    @property
+    def held_by(self) -> str:
+        """Who trains it, or did so last, in words."""
+        process, host, _ = self._holder
+        return f"process {process} on {host}"
 
     @property
     def holder(self) -> int | None:

@@ -7,6 +7,7 @@ from workbench.identity import conform
 from workbench.recipe import ACCURACY
 from workbench.rules import Count, OneOf, Positive, Whole
 
+LOGITS = 2**27  # half a GiB in float32: large enough that a part of them keeps a GPU busy
 LEAST_TOKENS = 256  # a micro-batch below which memory is not what a smaller one would save
 
 
@@ -27,8 +28,12 @@ class Resources:
             draws and learns from a part of the responses.
         threads: processor threads of each process; as many cells run at once as the cores allow. Of
             several threads a cell's probes take one each, side by side.
-        tokens: padded tokens in one micro-batch; bounds memory, changes no result. None takes what
-            was fastest: 2,048 on a processor (it stays in the cache), 32,768 on a GPU.
+        tokens: in one micro-batch, where a prompt that sequences share counts once and padding, of
+            models that are read in padded lines, counts too; bounds memory, changes no result. None
+            takes what was fastest: 2,048 on a processor (it stays in the cache), 32,768 on a GPU.
+        logits: tokens times vocabulary of which the output layer's results are held together; what
+            is more is computed in parts, and again for the gradient. Bounds memory, changes no
+            result.
         recompute: keep the input of each layer alone and compute the rest again for the gradient,
             which takes a third more of an update's arithmetic.
         sequences: sequences that one rollout call decodes together.
@@ -50,6 +55,7 @@ class Resources:
     processes: Count = 1
     threads: Count = 1
     tokens: Count | None = None
+    logits: Count = LOGITS
     recompute: bool = False
     sequences: Count = 512
     tensor_parallel: Count = 1
@@ -80,7 +86,7 @@ class Resources:
             )
 
     def micro_batch(self, on_gpu: bool) -> int:
-        """Padded tokens in one micro-batch on that kind of device."""
+        """Tokens in one micro-batch on that kind of device."""
         return self.tokens or (32_768 if on_gpu else 2_048)
 
     def halved(self, on_gpu: bool) -> Self | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from workbench import compact
 from workbench.identity import nearest
 from workbench.plan import Job
 from workbench.problems import loaders
@@ -15,6 +16,7 @@ from workbench.schema import (
     EVAL_PASS_AT_1,
     METRICS,
     VALIDATION_LEVEL,
+    File,
 )
 
 OF_SUITE = (EVAL_PASS_AT_1, EVAL_LENGTH)
@@ -54,7 +56,8 @@ def score(job: Job, key: str) -> float | None:
     found = evaluated(job).get(key)
     if found is not None:
         return found[1]
-    values = [row[key] for row in job.run.rows() if row.get(key) is not None]
+    rows = compact.read(job.run, File.METRICS)
+    values = rows[key].drop_null().to_pylist() if key in rows.column_names else []
     return float(values[-1]) if values else None
 
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import floor, log2
+from math import floor, log2, prod
 from typing import Any, Protocol, TypeVar, cast
 
 from workbench.identity import Component, conform, field_names, fingerprint, subclasses
@@ -14,6 +14,8 @@ from workbench.samplers import Sampler, Tpe, Wilcoxon, WithinRun
 
 T = TypeVar("T", bound=Component)
 
+MOST = 10_000  # cells of a grid or a study: more is a mistake, and would take hours to plan
+
 
 def grid(make: Callable[..., T], **axes: Iterable[Any]) -> list[T]:
     """Every combination of the axes, the last one fastest, as values.
@@ -22,7 +24,7 @@ def grid(make: Callable[..., T], **axes: Iterable[Any]) -> list[T]:
 
     Raises:
         TypeError: an axis that is not a field.
-        ValueError: no axis, or one without values.
+        ValueError: no axis, one without values, or more than `MOST` combinations.
     """
     if not axes:
         raise ValueError("grid() needs at least one axis, such as mask=[upge.KeepAll()]")
@@ -42,8 +44,19 @@ def grid(make: Callable[..., T], **axes: Iterable[Any]) -> list[T]:
     for name, values in choices.items():
         if not values:
             raise ValueError(f"axis {name!r} of the grid is empty: give it at least one value")
+    _refuse_too_many("the grid", {name: len(values) for name, values in choices.items()})
     combinations = itertools.product(*choices.values())
     return [make(**dict(zip(choices, values, strict=True))) for values in combinations]
+
+
+def _refuse_too_many(owner: str, counts: Mapping[str, int]) -> None:
+    total = prod(counts.values())
+    if total > MOST:
+        factors = " x ".join(f"{count:,} {name}" for name, count in counts.items())
+        raise ValueError(
+            f"{owner} has {total:,} combinations ({factors}), more than {MOST:,}; leave values "
+            "out, or let a Search draw from them"
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,8 @@ class Study:
         question: what the study asks; the study file's docstring where it is empty.
 
     Raises:
-        ValueError: no arms, no seeds, two arms of one label, or a name that paths cannot carry.
+        ValueError: no arms, no seeds, more than `MOST` cells, two arms of one label, or a name that
+            paths cannot carry.
     """
 
     name: Name
@@ -87,6 +101,8 @@ class Study:
         conform(self)
         object.__setattr__(self, "arms", labelled(self.arms))
         object.__setattr__(self, "seeds", checked_seeds(f"study {self.name!r}", self.seeds))
+        counts = {"arms": len(self.recipes), "seeds": len(tuple(self.seeds))}
+        _refuse_too_many(f"study {self.name!r}", counts)
         object.__setattr__(self, "probes", tuple(self.probes))
         for probe in self.probes:
             if not isinstance(probe, Probe):

@@ -206,19 +206,22 @@ def _measure(
 ) -> None:
     from workbench.training.data import open_data
     from workbench.training.evaluation import measure
-    from workbench.training.trainer import initial_weights, open_engine, open_policy
+    from workbench.training.peer import serve
+    from workbench.training.team import assembled
+    from workbench.training.trainer import initial_weights, open_answering
 
     recipe = run.recipe()
-    path = str(run.checkpoint_path(recipe.steps))
+    weights = str(run.checkpoint_path(recipe.steps))
     if recipe.method is None:
-        path = initial_weights(run, recipe, run.seed)
-    policy = open_policy(recipe, path, resources)
-    data = open_data(run, policy.tokenizer)
+        weights = initial_weights(run, recipe, run.seed)
     get_on = _attending(run, stopping, "stopped while measuring")
-    with contextlib.closing(open_engine(recipe, policy, resources, get_on)) as engine:
-        for number, measurement in enumerate(measurements):
-            run.tell(f"measuring {measurement.suite} ({number + 1} of {len(measurements)})")
-            measure(run, policy, engine, data, measurement)
+    with assembled(resources, serve) as team:
+        policy, engine = open_answering(run, weights, resources, get_on, team)
+        data = open_data(run, policy.tokenizer)
+        with contextlib.closing(engine):
+            for number, measurement in enumerate(measurements):
+                run.tell(f"measuring {measurement.suite} ({number + 1} of {len(measurements)})")
+                measure(run, policy, engine, data, measurement)
 
 
 def _probe_all(run: Run, resources: Resources, probes: list[Probe], stopping: _Stopping) -> None:

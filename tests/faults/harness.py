@@ -134,7 +134,7 @@ def _at(point: str, act: Callable[[], object]) -> None:
     durable.fault = fault
 
 
-def _fill_the_disk_at(point: str, for_ever: bool) -> None:
+def _fill_the_disk_at(point: str, for_ever: bool = False) -> None:
     """From that point on no file can grow: what a full disk is to whoever writes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     _at(point, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1])))
@@ -157,18 +157,23 @@ def passed_path(run: Run) -> Path:
     return run.path.with_name(f"{run.path.name}.passed")
 
 
-def apart(act: Callable[..., None], *given: Any, fault: str = "") -> int:
-    """Does something in a process of its own; its exit status, -9 where it died of its fault."""
+def apart(act: Callable[..., None], *given: Any, fault: str = "", full: str = "") -> int:
+    """Does something in a process of its own; its exit status, -9 where it died of its fault.
+
+    `fault` and `full` as in `begin`.
+    """
     _warm()
-    process = _processes.Process(target=_apart, args=(act, given, fault))
+    process = _processes.Process(target=_apart, args=(act, given, fault, full))
     process.start()
     process.join()
     return process.exitcode
 
 
-def _apart(act: Callable[..., None], given: tuple[Any, ...], fault: str) -> None:
+def _apart(act: Callable[..., None], given: tuple[Any, ...], fault: str, full: str) -> None:
     os.environ[durable.FAULT] = fault
     durable.passed.clear()
+    if full:
+        _fill_the_disk_at(full)
     act(*given)
 
 

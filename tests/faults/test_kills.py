@@ -1,5 +1,6 @@
 """Killed and interrupted at any moment: what was done stays done, and the end is the same."""
 
+import os
 import random
 import signal
 import time
@@ -7,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import RECIPE, assert_same, attempt, begin, log_of
+import torch
+from harness import RECIPE, RESOURCES, assert_same, attempt, begin, log_of, timeless
 
-from workbench import Optimizer, Validation, replace
-from workbench.records import Run, dropped_path, read_lines
+from workbench import Optimizer, Resources, Validation, replace, upge
+from workbench.launch import Launcher
+from workbench.plan import Job
+from workbench.records import Run, dropped_path, read_lines, run_of
 from workbench.schema import Failure, File
 from workbench.training import checkpoint
 
@@ -95,6 +99,43 @@ def test_asked_twice_it_ends_at_once(tmp_path: Path, whole: Run) -> None:
     assert attempt(run, **SPARSE) == 0
     assert_same(run, whole)
     assert "Traceback" not in log_of(run)
+
+
+class HangsOnce(upge.Advantage):
+    """1 for every token; at the third update it hangs for ever, unless a file says that it did."""
+
+    file: str
+
+    def __call__(self, batch: upge.TokenBatch) -> torch.Tensor:
+        if batch.step == 2 and not Path(self.file).exists():
+            Path(self.file).touch()
+            while True:
+                signal.pause()
+        return torch.ones_like(batch.logprobs)
+
+
+def test_one_that_makes_no_progress_is_ended_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+    hung = tmp_path / "hung"
+    hangs = upge.Estimator(advantage=HangsOnce(str(hung)))
+    recipe = replace(LONG, method=upge.Method(demonstrations=hangs), updates_per_batch=1)
+    job = Job("job", recipe, 0, run_of(tmp_path, recipe, 0))
+    launcher, told = Launcher([job], Resources(**RESOURCES), tmp_path), []
+    for event in launcher.run():
+        if event is not None and event.reason:
+            told.append(event.reason)
+        if hung.exists() and not told:
+            (first,) = launcher._attempts
+            first.watchdog.patience = 1
+    (reason,) = told
+    assert "stalled: no progress" in reason
+    whole = Run(tmp_path / "seed-0")
+    assert attempt(whole, recipe=recipe) == 0
+    assert job.done
+    assert timeless(job.run.rows()) == timeless(whole.rows())
 
 
 def assert_same_end(run: Run, whole: Run) -> None:

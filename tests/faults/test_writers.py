@@ -6,6 +6,7 @@ not in it fails the suite, and so do points at which nothing is killed.
 
 import ast
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,10 @@ from lives import LIVES, STORE, lines, new
 from small import make_study, record
 
 import workbench
-from analysis import Table
+from analysis import LearningCurves, Table
 from analysis.report import report
 from workbench import Data, Median, Recipe, Search, trials, upge
+from workbench.durable import DiskFull
 from workbench.launch import local
 from workbench.launch.lease import Lease
 from workbench.launch.local import Launcher
@@ -54,6 +56,7 @@ WRITES = {
     "workbench/records.py write_lines": [],
     "workbench/records.py append_line": [],
     "workbench/compact.py write_tables": ["history.parquet", "questions.parquet"],
+    "workbench/cli_search.py export": [],  # written anew by the next export
     "workbench/cli_report.py update": [],  # after a report, which is drawn again without it
     "workbench/provenance.py record": ["provenance.json"],
     "workbench/provenance.py share": ["provenance.json"],
@@ -69,6 +72,7 @@ WRITES = {
     "workbench/launch/lease.py _write": [".driver.json"],
     "workbench/tracking/store.py ensure_store": ["mlflow.db"],
     "analysis/report.py _write_text": ["report.html"],
+    "analysis/panel.py save": ["figures"],
     "analysis/tracked.py _copy": [],  # into a hidden folder that is renamed once it is whole
 }  # fmt: skip
 
@@ -83,7 +87,6 @@ LOSABLE = {
     "workbench/launch/ray.py _work": "a log",
     "workbench/tracking/points.py write_artifacts": "copies of records, for MLflow",
     "workbench/tracking/points.py write_compact": "copies of records, to share",
-    "analysis/panel.py save": "figures, drawn again where a report was not whole",
     "workbench/training/pretrain.py _save": "a base model in the making, checked against its card",
     "workbench/training/pretrain.py rebuild": "the card of one in the making",
     "workbench/training/model_card.py write_record": "the card of one in the making",
@@ -200,7 +203,7 @@ STUDY = make_study(arms=("base", "SFT"), seeds=(0, 1))
 
 
 def write_report(root: Path) -> None:
-    report(STUDY, [Table("results", STUDY)], root)
+    report(STUDY, [Table("results", STUDY), LearningCurves("curves", STUDY)], root)
 
 
 OTHERS = {
@@ -208,7 +211,7 @@ OTHERS = {
     "a search that stops a run": new("stop.json"),
     "a search that wants what was stopped": ["stop.json.removed"],
     "the driver of a cluster": new(".driver.json"),
-    "a report": new("report.html"),
+    "a report": [*new("figures"), *new("report.html")],
 }
 
 
@@ -272,3 +275,41 @@ def test_a_report_is_written_whole_the_next_time(point: str, tmp_path: Path) -> 
     write_report(tmp_path)
     assert files(tmp_path) == before
     assert list((tmp_path / "reports").rglob(".*")) == []  # what the dead one had begun is gone
+
+
+# --- a full disk ----------------------------------------------------------------------------------
+
+
+def say(act: Callable[..., None], *given: Any) -> None:
+    """Does it, and writes down what a full disk makes it say."""
+    *_, root = given
+    try:
+        act(*given)
+    except DiskFull as error:
+        root.with_name("said").write_text(str(error))
+
+
+FULL = {
+    "trials.jsonl.torn": (seek, PLAIN),
+    "stop.json.begun": (seek, PRUNED),
+    ".driver.json.begun": (hold,),
+    "figures.begun": (write_report,),
+    "report.html.begun": (write_report,),
+}
+
+
+@pytest.mark.parametrize("point", FULL)
+def test_a_full_disk_is_told_with_path_and_bytes_and_gone_on_after(
+    point: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "mlruns"
+    record(STUDY, root)
+    assert apart(say, *FULL[point], root, full=point) == 0
+    said = (tmp_path / "said").read_text()
+    assert re.match(rf"no room for {root}/.*: [\d,]+ bytes of it were written", said)
+    assert apart(*FULL[point], root) == 0
+    for of, states in ((PLAIN, {"complete"}), (PRUNED, {"complete", "pruned"})):
+        if of in FULL[point]:
+            found = trials.trials(of, root)
+            assert len(found) == of.trials
+            assert {trial.state for trial in found} <= states

@@ -1,5 +1,6 @@
 """What a run makes of its data: prompts as tokens, long ones dropped, all of it recorded."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -109,6 +110,29 @@ def test_a_corpus_is_trained_on_graded_and_recorded(
     assert counted.keys() <= METRICS.keys()
     assert sum(counted.values()) == recipe.questions * recipe.rollouts
     assert counted["verdict/correct"] == row["reward/mean"] * recipe.questions * recipe.rollouts
+
+
+def test_runs_of_one_study_have_the_same_revision_of_a_table_that_is_not_pinned(
+    open_run, small: Recipe, corpus: Corpus, tokenizer
+) -> None:
+    recipe = replace(small, data=corpus)
+    first = open_run(recipe)
+    open_data(first, tokenizer)
+    open_data(open_run(recipe, 1), tokenizer)
+    path = Path(corpus.rows.source)
+    path.write_text("\n".join(path.read_text().splitlines()[1:]))
+    loaders.load.cache_clear()
+    with pytest.raises(ValueError, match=rf"is at revision .*{first.path}.*Rows.revision"):
+        open_data(open_run(replace(recipe, steps=9), 2), tokenizer)
+    pinned = hashlib.sha256(path.read_bytes()).hexdigest()
+    rows = replace(corpus.rows, revision=pinned)
+    suites = [
+        replace(each, rows=replace(each.rows, revision=pinned))
+        for each in corpus.suites
+        if each.rows.source == corpus.rows.source
+    ]
+    meant = replace(corpus, rows=rows, suites=suites)
+    open_data(open_run(replace(recipe, data=meant), 2), tokenizer)
 
 
 def test_a_run_goes_on_with_the_data_that_it_was_begun_with(

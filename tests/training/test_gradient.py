@@ -9,7 +9,9 @@ from steps import one_step
 from workbench import Optimizer, replace, upge
 from workbench.resources import Resources
 from workbench.training.gradient import Blocks, Sketch, blocks_of, ratios, windowed
-from workbench.training.sequences import pad
+from workbench.training.parting import Parting
+from workbench.training.tally import Tally
+from workbench.training.update import update
 
 
 def direct(each):
@@ -17,6 +19,12 @@ def direct(each):
     count = len(each)
     variance = float(each.var(dim=0).sum()) / count
     return variance, float(each.mean(dim=0).square().sum()) - variance
+
+
+def of_blocks(demonstrations, rollouts, sizes):
+    """Blocks whose parts [block, dimension] are known whole."""
+    parts = torch.stack([demonstrations, rollouts])
+    return Blocks(parts.sum(dim=1), parts, sizes)
 
 
 @pytest.mark.parametrize(("questions", "blocks"), [(4, 2), (5, 2), (5, 3), (4, 4)])
@@ -28,7 +36,7 @@ def test_over_all_partitions_the_blocks_average_to_the_direct_estimate(questions
     for order in permutations(range(questions)):
         part = torch.zeros(blocks, 7, dtype=torch.float64)
         part.index_add_(0, place, each[list(order)] / questions)
-        moments = Blocks(part, torch.zeros_like(part), place.bincount()).moments()
+        moments = of_blocks(torch.zeros_like(part), part, place.bincount()).moments()
         found.append((moments["grad/variance"], moments["grad/square"]))
     torch.testing.assert_close(torch.tensor(found).mean(dim=0), torch.tensor(direct(each)))
 
@@ -39,9 +47,8 @@ def test_products_across_streams_are_those_of_independent_questions():
     common = torch.randn(4_000, 8, 1, dtype=torch.float64)
     rollouts, demonstrations = common + 0.5, common + 0.25
     sizes = torch.full((8,), 2)
-    found = [
-        Blocks(a / 8, b / 8, sizes).moments() for a, b in zip(rollouts, demonstrations, strict=True)
-    ]
+    pairs = zip(demonstrations, rollouts, strict=True)
+    found = [of_blocks(a / 8, b / 8, sizes).moments() for a, b in pairs]
     mean = {key: sum(each[key] for each in found) / len(found) for key in found[0]}
     assert mean["grad/inner_sft_rl"] == pytest.approx(0.125, abs=0.03)
     assert mean["grad/square_rl"] == pytest.approx(0.25, abs=0.03)
@@ -49,23 +56,31 @@ def test_products_across_streams_are_those_of_independent_questions():
     assert mean["grad/variance"] == pytest.approx(4 / 8, abs=0.03)
 
 
+def keep_whole(trainer, parted=True):
+    """Has the trainer measure without sketches: blocks in one pass or in passes of their own."""
+    trainer.sketch = Sketch(trainer.policy.model.parameters(), None)
+    assert trainer.parting is not None
+    trainer.parting = Parting(trainer.policy.model, None) if parted else None
+
+
 @pytest.mark.parametrize(
     "method", [upge.sft(), upge.grpo(), upge.hpt(), upge.luffy()], ids=lambda m: m.label
 )
-def test_the_trainers_blocks_are_the_gradients_of_its_questions(method, small, trainer_of):
+@pytest.mark.parametrize("parted", [True, False])
+def test_the_trainers_blocks_are_the_gradients_of_its_questions(method, parted, small, trainer_of):
     recipe = replace(
         small, method=method, optimizer=Optimizer(learning_rate=0.0), gradient_blocks=4
     )
     trainer = trainer_of(recipe, Resources(tokens=300))
-    trainer.sketch = Sketch(trainer.policy.model.parameters(), None)
+    keep_whole(trainer, parted)
     sequences, batch, metrics = one_step(trainer)
     step = method.prepare(batch)
     each = []
     for question in range(4):
         rows = (batch.question == question).nonzero()[:, 0]
-        padded = pad([sequences[row] for row in rows], trainer.policy.pad, trainer.policy.device)
-        logprobs = trainer.policy.score(padded).logprobs
-        wide = torch.nn.functional.pad(logprobs, (0, batch.logprobs.shape[1] - padded.width))
+        layout = trainer.policy.lay_out([sequences[row] for row in rows])
+        logprobs = trainer.policy.score(layout).logprobs
+        wide = torch.nn.functional.pad(logprobs, (0, batch.logprobs.shape[1] - layout.width))
         trainer.optimizer.zero_grad(set_to_none=True)
         step.loss(rows, wide.double()).backward()
         parts = [
@@ -77,6 +92,45 @@ def test_the_trainers_blocks_are_the_gradients_of_its_questions(method, small, t
     assert variance > 0
     assert metrics["grad/variance"] == pytest.approx(variance, rel=1e-3)
     assert metrics["grad/square"] == pytest.approx(square, rel=1e-3, abs=1e-4 * variance)
+
+
+def test_what_is_measured_changes_no_number_of_the_training(small, trainer_of):
+    found = []
+    for blocks in (1, 4):
+        trainer = trainer_of(replace(small, gradient_blocks=blocks))
+        _, _, metrics = one_step(trainer, precise=False)
+        found.append((metrics, [p.detach().clone() for _, p in trainer.policy.parameters()]))
+    (without, before), (having, after) = found
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert {k: v for k, v in having.items() if k in without} == without
+
+
+@pytest.mark.parametrize("method", [upge.grpo(), upge.luffy()], ids=lambda m: m.label)
+def test_sums_with_signs_say_the_same_on_average_and_do_not_depend_on_memory(
+    method, small, trainer_of
+):
+    """40 signs and draws of one step, and the moments of the parts themselves."""
+    recipe = replace(
+        small, method=method, optimizer=Optimizer(learning_rate=0.0), gradient_blocks=4
+    )
+    trainer = trainer_of(recipe, Resources(tokens=300))
+    sequences, batch, _ = one_step(trainer)
+    keys = ("grad/variance", "grad/square", "grad/inner_sft_rl")
+
+    def moments(seed):
+        trainer.progress.updates, tally = seed, Tally()
+        update(trainer, sequences, batch, tally)
+        return torch.tensor([tally.metrics()[key] for key in keys], dtype=torch.float64)
+
+    parting, trainer.parting = trainer.parting, Parting(trainer.policy.model, None)
+    exact = moments(0)
+    trainer.parting = parting
+    found = torch.stack([moments(seed) for seed in range(40)])
+    error = found.std(dim=0)
+    assert ((found.mean(dim=0) - exact).abs() <= 4 * error / 40**0.5 + 1e-9).all()
+    assert error[0] < 0.3 * exact[0]
+    trainer.resources = Resources(tokens=2_000)
+    torch.testing.assert_close(moments(7), found[7], rtol=1e-4, atol=1e-4 * float(exact[0]))
 
 
 def test_one_block_measures_no_moments_but_still_the_norms(small, trainer_of):

@@ -16,7 +16,6 @@ from workbench.training import probe as probing
 from workbench.training.loop import Interrupted
 from workbench.training.probe import PolicyGradients, probe
 from workbench.training.sampling import grade, sample
-from workbench.training.sequences import pad
 from workbench.training.trainer import open_checkpoint
 
 TINY = Probe(
@@ -39,10 +38,10 @@ def test_gradients_of_sequences_are_the_policys(size, small, trainer_of):
     length = len(sequences[row].response)
     weights = torch.stack([torch.ones(length + 3), torch.linspace(0, 1, length + 3)])
     got = gradients(row, weights)
-    padded = pad([sequences[row]], trainer.policy.pad, trainer.policy.device)
+    layout = trainer.policy.lay_out([sequences[row]])
     for each, found in zip(weights, got, strict=True):
         trainer.optimizer.zero_grad(set_to_none=True)
-        (trainer.policy.score(padded).logprobs[0] * each[:length]).sum().backward()
+        (trainer.policy.score(layout).logprobs[0] * each[:length]).sum().backward()
         square = sum(float(p.grad.square().sum()) for p in trainer.policy.model.parameters())
         tolerance = 1e-4 if size is None else 0.06
         assert float(found @ found) == pytest.approx(square, rel=tolerance)

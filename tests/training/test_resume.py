@@ -2,53 +2,21 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from itertools import count
 
 import pytest
+from runs import assert_same_end, wait_for_step, worker
 from safetensors.torch import load_file
 
 from workbench import Evaluation, replace, upge
 from workbench.identity import field_names
 from workbench.records import Interrupted, Run
 from workbench.resources import Resources
-from workbench.schema import WALL_CLOCK, File
 from workbench.training import checkpoint
 from workbench.training.loop import train
 from workbench.training.trainer import open_trainer
 
 EVERY_STEP = Resources(checkpoint_every=1)
-
-
-def worker(run: Run, *options: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "workbench", "worker", str(run.path)]
-    command += ["--resources", '{"checkpoint_every": 1}', *options]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def wait_for_step(run: Run, step: int, process: subprocess.Popen) -> None:
-    while process.poll() is None:
-        path = run.path / File.METRICS
-        if path.exists() and len(path.read_bytes().splitlines()) > step:
-            return
-        time.sleep(0.02)
-
-
-def timeless(run: Run) -> list[dict]:
-    return [
-        {k: v for k, v in row.items() if k != "timestamp" and not k.startswith(WALL_CLOCK)}
-        for row in run.rows()
-    ]
-
-
-def assert_same_end(run: Run, other: Run, steps: int) -> None:
-    assert timeless(run) == timeless(other)
-    assert run.rows(File.QUESTIONS) == other.rows(File.QUESTIONS)
-    for file in ("model.safetensors", checkpoint.OPTIMIZER):
-        mine = (run.checkpoint_path(steps) / file).read_bytes()
-        assert mine == (other.checkpoint_path(steps) / file).read_bytes(), file
 
 
 @pytest.mark.parametrize(("method", "updates"), [("hpt", 1), ("hpt", 2), ("ppo", 2)])

@@ -20,7 +20,7 @@ from workbench.rollout import Request, decoders
 from workbench.rollout.decoders import LlamaDecoder, ModelDecoder, is_small_llama, open_decoder
 from workbench.rollout.engine import Decoding
 from workbench.rollout.transformers_engine import TransformersEngine, draw
-from workbench.training.sequences import Sequence, pad
+from workbench.training.sequences import Sequence
 
 QUESTIONS = ["345+812", "1", "345-(812+170)*999", "008*888+123-456"]
 GREEDY = Decoding(temperature=1e-6, top_p=1.0, max_tokens=40)
@@ -197,7 +197,7 @@ def test_engine_logprobs_are_the_trainers(policy, decoder):
         for request, responses in zip(requests(policy, 4), found, strict=True)
         for r in responses
     ]
-    own = policy.score(pad(sequences, policy.pad, policy.device)).logprobs
+    own = policy.score(policy.lay_out(sequences)).logprobs
     flat = [r for responses in found for r in responses]
     for row, response in enumerate(flat):
         theirs = torch.tensor(response.logprobs)
@@ -236,9 +236,9 @@ def test_demonstrations_can_be_scored_beside_rollouts(policy):
         )
         for q, t in (("1+1?\n", r"\boxed{2}"), ("345-812?\n", r"345-812=533;\boxed{533}"))
     ]
-    both = policy.score(pad(sequences, policy.pad, policy.device), entropy=True)
+    both = policy.score(policy.lay_out(sequences), entropy=True)
     for row, sequence in enumerate(sequences):
-        alone = policy.score(pad([sequence], policy.pad, policy.device), entropy=True)
+        alone = policy.score(policy.lay_out([sequence]), entropy=True)
         length = len(sequence.response)
         for name in ("logprobs", "entropy"):
             got, wanted = getattr(both, name)[row, :length], getattr(alone, name)[0]
@@ -261,7 +261,7 @@ def test_scores_are_those_of_each_sequence_by_itself(trainer_of, small):
         sequences.append(
             Sequence(problem, 0, tuple(ids[:prompt]), tuple(ids[prompt:]), "", Verdict.WRONG)
         )
-    together = policy.score(pad(sequences, policy.pad, policy.device), entropy=True)
+    together = policy.score(policy.lay_out(sequences), entropy=True)
     for row, s in enumerate(sequences):
         ids = torch.tensor([s.prompt + s.response])
         plain = policy.model(input_ids=ids, output_hidden_states=True)

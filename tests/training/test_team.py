@@ -6,21 +6,28 @@ from contextlib import suppress
 
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import load_file
 from steps import by_turns
 
 from workbench import replace, upge
+from workbench.recipe import Measurement
 from workbench.records import Interrupted, run_of
 from workbench.resources import Resources
+from workbench.rollout import Request
+from workbench.rollout.engine import Decoding
+from workbench.rollout.transformers_engine import TransformersEngine
 from workbench.training import checkpoint
+from workbench.training.data import open_data, prompt_ids
+from workbench.training.evaluation import measure
+from workbench.training.layout import micro_batches
 from workbench.training.loop import train
 from workbench.training.peer import serve
 from workbench.training.sampling import grade, sample
 from workbench.training.scoring import collate
-from workbench.training.sequences import micro_batches
 from workbench.training.tally import Tally
 from workbench.training.team import Team, assembled
-from workbench.training.trainer import open_trainer
+from workbench.training.trainer import initial_weights, open_answering, open_trainer
 from workbench.training.update import update
 
 # Small micro-batches: every process has some of a step, and some have none while others do.
@@ -114,6 +121,19 @@ def test_layers_that_are_recomputed_are_put_together_again(small, open_run, team
     assert_same(tensors, whole, 1e-4)
 
 
+@pytest.mark.parametrize("name", ["ppo", "kl", "srft"])
+def test_logits_in_parts_of_a_model_in_shards_are_the_whole_of_one_process(
+    small, open_run, team, name
+):
+    run = open_run(small.using(METHODS[name]))
+    parts = dataclasses.replace(together(team.size), logits=20 * 55, recompute=True)
+    _, metrics, tensors = one_update(run, team, parts)
+    _, expected, whole = one_update(run)
+    settled = [key for key in metrics if key not in DIFFERENCES]
+    assert [metrics[k] for k in settled] == pytest.approx([expected[k] for k in settled], rel=1e-4)
+    assert_same(tensors, whole, 1e-4)
+
+
 def test_arithmetic_in_bfloat16_is_that_of_one_process_to_its_rounding(small, open_run, team):
     run = open_run(replace(small, dtype="bfloat16"))
     _, metrics, _ = one_update(run, team)
@@ -126,7 +146,7 @@ def test_some_processes_have_no_demonstration_while_others_do(small, open_run):
     """What the updates above are tested with, or they would not show it."""
     sequences, _, _ = one_update(open_run(small.using(upge.luffy())))
     rows = [row for row, s in enumerate(sequences) if s.demonstration]
-    groups = micro_batches(sequences, rows, ALONE.tokens or 0)
+    groups = micro_batches(sequences, rows, ALONE.tokens or 0, packed=True)
     teams = [Team(rank, 4) for rank in range(4)]
     assert None in [group for each in teams for group in each.share(groups)]
 
@@ -151,6 +171,33 @@ def test_a_checkpoint_is_resumed_by_another_number_of_processes(
     assert found == pytest.approx(expected, rel=1e-3)
     states = [load_file(run.checkpoint_path(4) / checkpoint.OPTIMIZER) for run in runs]
     assert_same(states[1], states[0], 1e-3)
+
+
+def test_all_processes_answer_in_an_evaluation_and_say_what_one_does(
+    small, open_run, team, monkeypatch
+):
+    drawn: list[int] = []
+    own = TransformersEngine.generate
+    monkeypatch.setattr(
+        TransformersEngine, "generate", lambda *given: drawn.append(len(given[1])) or own(*given)
+    )
+    plan = Measurement(
+        "chain", samples=2, temperature=0.6, top_p=0.95, max_tokens=24, seed=0, problems=7
+    )
+    found = []
+    for seed, (resources, whom) in enumerate(((together(team.size), [team]), (ALONE, []))):
+        run = open_run(small, seed)
+        weights = initial_weights(run, small, seed)
+        policy, engine = open_answering(run, weights, resources, run.beat, *whom)
+        data = open_data(run, policy.tokenizer)
+        measure(run, policy, engine, data, plan)
+        requests = [Request(prompt_ids(policy.tokenizer, data.prompt, "2+2"), 3, s) for s in (1, 2)]
+        answers = engine.generate(requests, Decoding(1.0, 1.0, 24))
+        counts = parquet.read_table(run.evaluation_path(plan)).to_pylist()
+        found.append((counts, [[response.tokens for response in each] for each in answers]))
+    assert found[0] == found[1]
+    assert drawn[0] == -(-7 // team.size)
+    assert drawn[-2:] == [7, 2]
 
 
 def test_a_stop_ends_the_rollouts_of_all_processes_and_they_go_on(small, open_run, team):

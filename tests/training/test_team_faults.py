@@ -1,15 +1,15 @@
 """What ends one process of a team ends them all, and is told."""
 
-import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from runs import assert_same_end, wait_for_step, worker
+from system import wait_for_end
 
+from workbench.records import Run
 from workbench.resources import Resources
 from workbench.training.loop import train
 from workbench.training.peer import serve
@@ -39,26 +39,21 @@ def test_an_error_in_another_process_is_told_with_its_words(small, open_run):
         train(trainer, run)
 
 
-def alive(pid: str) -> bool:
-    status = Path(f"/proc/{pid}/status")
-    return status.exists() and "State:\tZ" not in status.read_text()
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_worker_that_is_killed_leaves_nobody_behind_and_goes_on(small, open_run):
-    run = open_run(small)
-    wanted = {"device": "cpu", "processes": 2, "checkpoint_every": 1}
-    command = [sys.executable, "-m", "workbench", "worker", str(run.path)]
-    command += ["--resources", json.dumps(wanted)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as worker:
-        while len(run.rows()) < 2 and worker.poll() is None:
-            time.sleep(0.05)
-        children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
-        worker.kill()
+def test_a_worker_that_is_killed_leaves_nobody_behind_and_goes_on_as_if_nothing_had_been(
+    small, tmp_path
+):
+    whole, killed = Run(tmp_path / "a/cells/x/seed-0"), Run(tmp_path / "b/cells/x/seed-0")
+    for run in (whole, killed):
+        run.create(small, 0)
+    assert worker(whole, device="cpu", processes=2).wait() == 0
+    process = worker(killed, device="cpu", processes=2)
+    wait_for_step(killed, 2, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
     assert children
-    deadline = time.monotonic() + 60
-    while any(map(alive, children)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(alive, children))
-    assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
-    assert run.rows()[-1]["step"] == small.steps
+    for child in children:
+        wait_for_end(int(child))
+    assert worker(killed, device="cpu", processes=2).wait() == 0
+    assert_same_end(whole, killed, small.steps)

@@ -14,7 +14,7 @@ from workbench.training.policy import Policy
 from workbench.training.randomness import questions_of, seed_of
 from workbench.training.sampling import grade, prompt_of, sample, validate
 from workbench.training.scoring import collate
-from workbench.training.sequences import Sequence, pad
+from workbench.training.sequences import Sequence
 from workbench.training.tally import Tally
 from workbench.training.trainer import Trainer
 from workbench.training.update import update
@@ -85,9 +85,9 @@ def test_one_pass_scores_every_rollout_once(name, small, trainer_of, monkeypatch
     trainer, rows = trainer_of(replace(small, method=upge.NAMED[name]())), []
     score = Policy.score
 
-    def counted(policy, padded, *rest, **named):
-        rows.append(len(padded.ids))
-        return score(policy, padded, *rest, **named)
+    def counted(policy, layout, *rest, **named):
+        rows.append(len(layout.trained))
+        return score(policy, layout, *rest, **named)
 
     monkeypatch.setattr(Policy, "score", counted)
     sequences, batch, _ = one_step(trainer, precise=False)
@@ -97,11 +97,29 @@ def test_one_pass_scores_every_rollout_once(name, small, trainer_of, monkeypatch
     assert ((batch.old_logprobs != 0).any(dim=1) == scored).all()
 
 
+@pytest.mark.parametrize("updates", [1, 2])
+def test_every_pass_of_an_update_shows_that_the_run_gets_on(
+    updates, small, trainer_of, monkeypatch
+):
+    recipe = replace(small, method=upge.hpt(), updates_per_batch=updates)
+    trainer, passes, beats = trainer_of(recipe, Resources(tokens=100)), [], []
+    score = Policy.score
+
+    def counted(policy, *rest, **named):
+        passes.append(len(beats))
+        return score(policy, *rest, **named)
+
+    monkeypatch.setattr(Policy, "score", counted)
+    monkeypatch.setattr(trainer, "beat", lambda: beats.append(len(passes)))
+    one_step(trainer, precise=False)
+    assert len(beats) > 4
+    assert beats == list(range(len(beats)))
+    assert passes == [number + 1 for number in beats]
+
+
 @pytest.mark.parametrize("name", ["sft", "grpo", "hpt", "luffy"])
 def test_the_trainers_gradient_is_the_methods(name, small, trainer_of):
     """Against one backward pass over all rows at once, through `Method.loss`."""
-    from workbench.training.sequences import pad
-
     trainer = trainer_of(
         replace(small, method=upge.NAMED[name](), optimizer=Optimizer(max_norm=1e9)),
         Resources(tokens=200),
@@ -113,7 +131,7 @@ def test_the_trainers_gradient_is_the_methods(name, small, trainer_of):
         for n, p in trainer.policy.parameters():
             p.copy_(start[n])
     trainer.optimizer.zero_grad()
-    scored = trainer.policy.score(pad(sequences, trainer.policy.pad, trainer.policy.device))
+    scored = trainer.policy.score(trainer.policy.lay_out(sequences))
     whole = upge.TokenBatch(
         scored.logprobs,
         batch.old_logprobs,
@@ -237,9 +255,9 @@ def test_entropy_of_demonstrations_is_of_those_that_take_part(small, trainer_of)
         for s in (by_turns(s, row) for row, s in enumerate(graded))
     ]
     taken = [s for s in sequences if s.demonstration and s.question > 1]
-    padded = pad(taken, trainer.policy.pad, trainer.policy.device)
-    entropy = trainer.policy.score(padded, entropy=True).entropy
-    expected = float(entropy[padded.trained].mean())
+    layout = trainer.policy.lay_out(taken)
+    entropy = trainer.policy.score(layout, entropy=True).entropy
+    expected = float(entropy[layout.trained].mean())
     tally = Tally()
     update(trainer, sequences, collate(trainer, sequences), tally)
     assert tally.metrics()["policy/entropy_demonstrations"] == pytest.approx(expected, rel=1e-4)
@@ -261,8 +279,8 @@ def test_validation_says_how_sure_any_method_is(method, small, trainer_of):
         Sequence(p, 0, prompt_of(trainer, p), a.tokens, "", Verdict.WRONG)
         for p, a in zip(problems, answers, strict=True)
     ]
-    padded = pad(sequences, trainer.policy.pad, trainer.policy.device)
-    surprisal = -trainer.policy.score(padded).logprobs.detach()[padded.trained].mean()
+    layout = trainer.policy.lay_out(sequences)
+    surprisal = -trainer.policy.score(layout).logprobs.detach()[layout.trained].mean()
     assert tally.metrics()["validation/entropy"] == pytest.approx(float(surprisal), rel=1e-5)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from system import wait_for_end
 
 from workbench import Sampling, replace, upge
 from workbench.models import locate
@@ -21,7 +22,7 @@ from workbench.rollout.engine import Decoding, EngineKilled
 from workbench.rollout.transformers_engine import TransformersEngine
 from workbench.schema import Failure
 from workbench.training.policy import load_policy
-from workbench.training.sequences import Sequence, engine_logprobs, pad
+from workbench.training.sequences import Sequence, engine_logprobs
 from workbench.training.trainer import open_engine
 from workbench.worker import DONE, FAILED
 
@@ -103,7 +104,7 @@ def test_log_probabilities_of_what_it_draws_are_the_trainers(engine, policy, pro
         for r in responses
     ]
     with torch.no_grad():
-        own = policy.score(pad(sequences, policy.pad, policy.device)).logprobs
+        own = policy.score(policy.lay_out(sequences)).logprobs
     theirs = engine_logprobs(sequences, own.shape[1])
     torch.testing.assert_close(theirs, own, atol=TOLERANCE, rtol=0)
     assert all(len({r.tokens for r in responses}) > 1 for responses in found)
@@ -236,8 +237,7 @@ def test_what_is_killed_ends_the_other(worker, killed):
     (engine,) = children(process.pid)
     os.kill(engine if killed == "engine" else process.pid, signal.SIGKILL)
     code = process.wait()
-    while Path(f"/proc/{engine}").exists():
-        time.sleep(0.05)
+    wait_for_end(engine)
     if killed == "engine":
         assert code == FAILED
         assert run.failure["kind"] == Failure.KILLED

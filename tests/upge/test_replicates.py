@@ -183,7 +183,8 @@ def test_live_blocks_average_to_the_probes_variance():
         live = []
         for replicate in range(5):
             part = each[:, place, replicate] / WORLD.questions
-            live.append(Blocks(part, torch.zeros_like(part), sizes).moments()["grad/variance"])
+            parts = torch.stack([torch.zeros_like(part), part])
+            live.append(Blocks(parts.sum(dim=1), parts, sizes).moments()["grad/variance"])
         assert np.mean(live) == pytest.approx(probed.variance[0])
 
 

@@ -14,6 +14,7 @@ from workbench.launch.follow import Follow
 from workbench.launch.retry import Watchdog, memory_kills
 from workbench.launch.room import Slot
 from workbench.plan import Job
+from workbench.processes import how_it_ended
 from workbench.resources import Resources
 from workbench.schema import Failure, File
 
@@ -194,10 +195,10 @@ def _describe_exit(code: int, job: Job) -> str:
     """Why a worker that left no reason ended, as far as its exit status and its log can say."""
     log = job.run.path / File.LOG
     if code < 0:
-        return f"the worker was ended by {signal.Signals(-code).name}; its output is in {log}"
+        return f"the worker {how_it_ended(code)}; its output is in {log}"
     if code == Exit.DONE:
         return f"the worker ended without {', '.join(job.missing)}; its output is in {log}"
-    return f"the worker exited with status {code}: {_last_line(log)}"
+    return f"the worker {how_it_ended(code)}: {_last_line(log)}"
 
 
 def _last_line(path: Path, most: int = 300) -> str:

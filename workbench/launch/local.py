@@ -182,7 +182,7 @@ class Launcher:
             if job.done:  # by another runner, meanwhile
                 yield self._enter(job, State.DONE)
             elif job.run.held:
-                yield self._enter(job, State.HELD, "another process trains it; waiting for that")
+                yield self._wait_for_holder(job)
             elif (found := self._take(free)) is not None:
                 yield self._begin(job, *found)
             elif not (self._attempts or self._told):
@@ -247,7 +247,7 @@ class Launcher:
             now = self._job(job.run.path)  # which may ask for more by now
             return self._enter(job, State.DONE if now.done else State.WAITING)
         if code == Exit.HELD:
-            return self._enter(job, State.HELD, "another process trains it; waiting for that")
+            return self._wait_for_holder(job)
         asked = job.run.stop_asked if code == Exit.INTERRUPTED else None
         if asked is not None:
             return self._enter(job, State.STOPPED, asked)
@@ -268,6 +268,9 @@ class Launcher:
         less = "" if resources == attempt.resources else " with half the memory"
         self._reduced[job.run.path] = resources
         return self._enter(job, State.WAITING, f"{kind}: {reason}; trying again{less}")
+
+    def _wait_for_holder(self, job: Job) -> Event:
+        return self._enter(job, State.HELD, f"{job.run.held_by} trains it; waiting for that")
 
     def _look_for_released(self) -> Iterator[Event]:
         """Runs that another runner held and has let go: done by it, or ours to go on with."""

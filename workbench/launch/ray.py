@@ -5,7 +5,6 @@ worker is the same command as on one machine, and goes on from the run's checkpo
 the tracking folder under the same path, and have this package installed.
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -27,6 +26,7 @@ from workbench.launch.lease import Lease
 from workbench.launch.local import Event, Launcher
 from workbench.launch.room import Slot
 from workbench.plan import Job
+from workbench.processes import end_with_parent
 from workbench.resources import Resources
 from workbench.schema import File
 
@@ -86,19 +86,12 @@ def _work(command: list[str], environment: dict[str, str], output: str) -> int:
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=end_with_parent,  # a lost node must not go on training
         )
     code = process.wait()
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     return code
-
-
-def _die_with_parent() -> None:
-    """Asks Linux to kill the worker with Ray's process: a lost node must not go on training."""
-    pr_set_pdeathsig = 1
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 @dataclass

@@ -6,12 +6,10 @@ prints goes nowhere, and its memory is limited. One that is late is killed, and 
 """
 
 import atexit
-import ctypes
 import json
 import os
 import resource
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -26,6 +24,7 @@ from zlib import crc32
 
 from workbench.identity import canonical, imports, restore
 from workbench.problems.verifier import Verdict, Verifier
+from workbench.processes import end_with_parent
 from workbench.provenance import cores
 
 MOST = 8  # processes of one verifier
@@ -230,8 +229,7 @@ def get_on(asked: Sequence[Isolated]) -> None:
 def main(answers: IO[bytes], form: str) -> None:
     """Serves verdicts until its standard input ends; the body of the process."""
     made_of, homes, memory = json.loads(form)
-    if hasattr(ctypes.CDLL(None), "prctl"):  # Linux: it must not outlive a trainer that is killed
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    end_with_parent()
     try:
         verifier = restore(made_of, homes)
     except Exception as error:

@@ -14,15 +14,21 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from antlr4 import Token
 from antlr4.atn.PredictionMode import PredictionMode
 from latex2sympy2_extended.latex2sympy2 import (
     NormalizationConfig,
     _Latex2Sympy,  # what latex2sympy makes anew for every text
     normalize_latex,
 )
-from math_verify.grader import should_treat_as_complex
+from math_verify.grader import (
+    is_assignment_relation,
+    is_equation,
+    should_treat_as_complex,
+    take_last_relation,
+)
 from math_verify.grader import verify as equivalent
-from sympy import Basic, Expr, Float, Limit, Pow, Rational, UnevaluatedExpr
+from sympy import Basic, Eq, Expr, FiniteSet, Float, Limit, Pow, Rational, UnevaluatedExpr
 from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.functions.combinatorial.factorials import CombinatorialFunction
 
@@ -53,6 +59,7 @@ def compare(answer: str, gold: str) -> Verdict:
     if _is_words(right):
         same = _squeezed(left).lower() == _squeezed(right).lower()
         return Verdict.CORRECT if same else Verdict.WRONG
+    left, right = _without_letter(left, right), _without_letter(right, left)
     numbers = _number(left), _number(right)
     if numbers[0] is not None and numbers[1] is not None:
         exact = _is_whole(left) and _is_whole(right)
@@ -67,6 +74,7 @@ def _compare_parsed(answer: str, gold: str) -> Verdict:
     given = _parse(answer)
     if given is None:
         return Verdict.UNPARSABLE_ANSWER
+    given, expected = _values(given, expected)
     try:
         if _is_number(given) and _is_number(expected):
             return _verdict(_same_number(given, expected))
@@ -83,6 +91,15 @@ def _compare_parsed(answer: str, gold: str) -> Verdict:
         )
     except Exception:  # of any kind, deep in algebra on what a model wrote: a verdict of its own
         return Verdict.ERROR
+
+
+def _values(given: Any, expected: Any) -> tuple[Any, Any]:
+    """Both; where one alone is an equation, its right side, which is what Math-Verify compares."""
+    if is_equation(given) and not is_equation(expected):
+        return take_last_relation(given).rhs, expected
+    if is_assignment_relation(expected) and not is_equation(given):
+        return given, take_last_relation(expected).rhs
+    return given, expected
 
 
 def _verdict(same: bool) -> Verdict:
@@ -139,7 +156,7 @@ def _is_words(text: str) -> bool:
 
 # --- numbers --------------------------------------------------------------------------------------
 
-_PLAIN = re.compile(
+_DECIMAL = re.compile(
     r"(?P<sign>[-+]?)(?P<digits>\d{1,3}(?:,\d{3})+|\d{1,40})?(?P<decimals>\.\d{1,40})?"
     r"(?:\\times 10\^\{(?P<power>-?\d{1,3})\})?"
 )
@@ -156,7 +173,7 @@ def _number(text: str) -> Fraction | None:
         above, below = (int(part) for part in ratio.groups()[1:] if part is not None)
         value = Fraction(above, below) if below else None
         return -value if value is not None and ratio["sign"] else value
-    found = _PLAIN.fullmatch(text)
+    found = _DECIMAL.fullmatch(text)
     if found is None or not (found["digits"] or found["decimals"]):
         return None
     digits = (found["digits"] or "0").replace(",", "")
@@ -164,6 +181,16 @@ def _number(text: str) -> Fraction | None:
         found["power"] or 0
     )
     return -value if found["sign"] == "-" else value
+
+
+_ASSIGNMENT = re.compile(r"([A-Za-z]) ?= ?([^=]+)")
+
+
+def _without_letter(text: str, other: str) -> str:
+    """The number of `x = 3` beside an answer that is no equation; any other text as it is."""
+    found = _ASSIGNMENT.fullmatch(text)
+    alone = found is not None and "=" not in other and found[1] not in "ei"  # which are numbers
+    return found[2] if found is not None and alone and _number(found[2]) is not None else text
 
 
 def _is_whole(text: str) -> bool:
@@ -246,13 +273,42 @@ def _parse(text: str) -> Any:
         return None
 
 
+_PLAIN = re.compile(
+    r"(?:[A-Za-z0-9\s+\-*/^._(){}]"
+    r"|\\(?:frac|sqrt|cdot|times|pi|alpha|beta|theta|omega|sin|cos|tan|ln|log)(?![A-Za-z]))+"
+)
+_LIST = re.compile(r"(?!.*\d\s*,\s*\d{3}(?!\d))[^(){}]+(?:,[^(){}]+)+")  # not 1,000
+
+
 class _Quick(_Latex2Sympy):
-    """Reads with less context: several times as fast, and fails rather than reads otherwise."""
+    """Reads with less context: several times as fast, and fails rather than reads otherwise.
+
+    What only an expression can be, one letter with its value, and a list of expressions are read
+    by the grammar's rule for expressions at once. Its first rule reads ahead to the end, and again
+    within, to tell them from relations, sets and intervals, which takes most of the time.
+    """
 
     def create_parser(self, latex_str: str) -> Any:
         parser = super().create_parser(latex_str)
         parser._interp.predictionMode = PredictionMode.SLL
         return parser
+
+    def parse(self, latex_str: str) -> Any:
+        assigned = _ASSIGNMENT.fullmatch(latex_str)
+        if assigned and _PLAIN.fullmatch(assigned[2]):
+            return Eq(*map(self._expression, assigned.groups()), evaluate=False)
+        parts = latex_str.split(",") if _LIST.fullmatch(latex_str) else [latex_str]
+        if not all(_PLAIN.fullmatch(part) for part in parts):
+            return super().parse(latex_str)
+        found = [self._expression(part) for part in parts]
+        return found[0] if len(found) == 1 else FiniteSet(*found)
+
+    def _expression(self, latex: str) -> Any:
+        parser = self.create_parser(latex)
+        tree = parser.expr()
+        if parser.getCurrentToken().type != Token.EOF:
+            raise ValueError(f"{latex} is an expression and more")
+        return self.convert_expr(tree)
 
 
 def _read(latex: str) -> Any:

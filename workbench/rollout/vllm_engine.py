@@ -10,7 +10,6 @@ of sequences that run at a time, so a resumed run is not promised to be the same
 """
 
 import multiprocessing
-import signal
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any, NoReturn
 import torch.multiprocessing  # teaches connections to send tensors as handles
 from torch import Tensor
 
+from workbench.processes import Failed, how_it_ended
 from workbench.recipe import check_vllm_temperature
 from workbench.rollout.engine import (
     Decoding,
@@ -28,7 +28,7 @@ from workbench.rollout.engine import (
     Request,
     Response,
 )
-from workbench.rollout.vllm_process import Answer, Done, Failed, Order, Setup, serve
+from workbench.rollout.vllm_process import Answer, Done, Order, Setup, serve
 
 Weights = Callable[[], Iterable[tuple[str, Tensor]]]
 
@@ -121,8 +121,7 @@ class VllmEngine:
         except (EOFError, OSError):
             self._died(connection)
         if isinstance(said, Failed):
-            kind = MemoryError if said.kind in ("OutOfMemoryError", "MemoryError") else RuntimeError
-            raise kind(f"the vLLM engine failed: {said.kind}: {said.words}")
+            said.reraise("the vLLM engine failed", RuntimeError)
         return said
 
     def _died(self, connection: Connection) -> NoReturn:
@@ -130,9 +129,7 @@ class VllmEngine:
         process.join()
         code = process.exitcode
         assert code is not None
-        killed = f"was ended by {signal.Signals(-code).name}" if code < 0 else ""
-        how = killed or f"exited with status {code}"
-        raise EngineKilled(f"the vLLM engine's process {process.pid} {how}")
+        raise EngineKilled(f"the vLLM engine's process {process.pid} {how_it_ended(code)}")
 
 
 def _free_port() -> int:

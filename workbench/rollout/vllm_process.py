@@ -6,18 +6,16 @@ same orders and, with the same seeds, do the same. So weights reach each of them
 handles of the trainer's own tensors: shared memory on a processor, CUDA IPC on a GPU.
 """
 
-import ctypes
 import os
 import signal
-import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from torch import Tensor
 
+from workbench.processes import serving
 from workbench.recipe import GREEDY_BELOW, LEAST_TEMPERATURE
 from workbench.rollout.engine import Decoding, Request, Response
 
@@ -81,29 +79,13 @@ class Done:
     """The order is carried out."""
 
 
-@dataclass(frozen=True)
-class Failed:
-    """An error ended the process: the name of its class, and its words."""
-
-    kind: str
-    words: str
-
-
 def serve(orders: Connection, setup: Setup, rank: int, port: int) -> None:
     """Carries out orders until the other end of the connection is closed."""
-    if hasattr(ctypes.CDLL(None), "prctl"):  # Linux: it must not outlive a trainer that is killed
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer says when to end
-    try:
+    with serving(orders):
         served = Served(setup, rank, port)
         while True:
             served.carry_out(orders.recv(), orders)
-    except EOFError:
-        return
-    except Exception as error:  # the rim of the process: told to the trainer, traced in its log
-        traceback.print_exc()
-        with suppress(OSError):
-            orders.send(Failed(type(error).__name__, str(error)))
 
 
 class Served:

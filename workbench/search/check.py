@@ -7,11 +7,11 @@ import optuna
 
 from workbench import trials
 from workbench.identity import nearest
-from workbench.plan import validate
 from workbench.recipe import Objective, Recipe
 from workbench.search.optuna_of import directions_of, sampler_of
 from workbench.study import Search
 from workbench.trials import Given, Trial
+from workbench.validate import check_level, validate
 
 TRIED = 4  # proposals that are looked at before anything is trained
 
@@ -41,4 +41,6 @@ def _check_recipe(search: Search, recipe: Any, params: dict[str, Any]) -> None:
             "but what it asks of the trial"
         )
     validate(search.study_of("trial", recipe, (0,)))
+    if search.within_run and search.within_run.metric.startswith("validation/"):
+        check_level("WithinRun.metric", search.within_run.metric, "trial", recipe)
     trials.own_job(search, Trial(0, params, recipe, 0), 0, Path())  # names an unknown objective

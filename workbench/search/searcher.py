@@ -13,13 +13,14 @@ from optuna.trial import TrialState
 
 from workbench import trials
 from workbench.launch.local import Event, Launcher, State
-from workbench.plan import Job, validate
+from workbench.plan import Job
 from workbench.records import Row
 from workbench.samplers import FullGrid
 from workbench.search.optuna_of import directions_of, pruner_between, sampler_of
 from workbench.search.watch import Watch
 from workbench.study import Search
 from workbench.trials import Scores, Trial
+from workbench.validate import validate
 
 HOPELESS = 5  # failed trials after which no more are asked for, if none was ever completed
 

@@ -6,10 +6,12 @@ from workbench.tracking.store import (
     TRAINING_VIEW,
     ensure_store,
     experiments,
+    forget_connections,
     is_remote,
     page_of,
     set_defaults,
     sqlite_path,
+    state_of,
     store_uri,
 )
 
@@ -18,10 +20,12 @@ __all__ = [
     "Mirror",
     "ensure_store",
     "experiments",
+    "forget_connections",
     "is_remote",
     "log_report",
     "page_of",
     "set_defaults",
     "sqlite_path",
+    "state_of",
     "store_uri",
 ]

@@ -102,6 +102,18 @@ def _make_tables(path: Path, root: Path) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
+def state_of(uri: str) -> list[list[int]] | None:
+    """What differs once anything was written to a SQLite store; None where that cannot be known.
+
+    A connection of this process that is open may still write at its end what others have read.
+    """
+    path = sqlite_path(uri)
+    if path is None or not is_there(path):
+        return None
+    found = [each.stat() for each in (path, path.with_name(f"{path.name}-wal")) if each.exists()]
+    return [[each.st_ino, each.st_size, each.st_mtime_ns] for each in found]
+
+
 def forget_connections(uri: str) -> None:
     """Drops open connections to a file that was replaced: writes to it succeed and reach nobody."""
     if sqlite_path(uri) is None:

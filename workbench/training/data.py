@@ -42,7 +42,8 @@ def open_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """The data of a run as the model can read it; recorded in `data.json` the first time.
 
     Raises:
-        ValueError: what is loaded is not what the run was begun with.
+        ValueError: what is loaded is not what the run was begun with; or a table without a pinned
+            revision is not the one that another run of the tracking folder was begun with.
     """
     recipe = run.recipe()
     data = fitting(recipe.data, tokenizer)
@@ -50,6 +51,7 @@ def open_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     if path.exists():
         _check_unchanged(now, read_json(path), run)
     else:
+        _check_others(now, run)
         write_json(path, {**now, "overlap": [asdict(each) for each in overlaps(data)]})
     return data
 
@@ -124,3 +126,22 @@ def _check_unchanged(now: dict[str, Any], recorded: dict[str, Any], run: Run) ->
             f"{parts.get(changed[0])} then, {now['parts'][changed[0]]} now; restore it, or name "
             "what is there now in Rows.revision, which makes it another run"
         )
+
+
+def _check_others(now: dict[str, Any], run: Run) -> None:
+    """The first run with a table that is not pinned says which revision the others have."""
+    floating = {
+        (origin["part"], origin["source"]): origin["revision"]
+        for origin in now["origins"]
+        if origin["revision"] is not None and not origin["pinned"]
+    }
+    for path in sorted(run.path.parents[1].glob(f"*/seed-*/{File.DATA}")) if floating else ():
+        other = read_json(path)
+        for origin in other["origins"] if other["name"] == now["name"] else ():
+            found = floating.get((origin["part"], origin["source"]), origin["revision"])
+            if found != origin["revision"] and not origin["pinned"]:
+                raise ValueError(
+                    f"{origin['source']} is at revision {found} now, and {path.parent} was begun "
+                    f"with {origin['revision']}: runs of the same data would not compare; name one "
+                    "of them in Rows.revision, which makes it other data"
+                )

@@ -17,6 +17,7 @@ from workbench.training.team import begin, own
 
 SKETCH = 16_384  # dimensions in training: the standard error of a squared length is then 1.1%
 _ROWS = 16  # of a sketch that are added up at once: 1 MB, which a processor keeps at hand
+SFT, RL = range(2)  # the streams
 WINDOW = 0.9  # what an update keeps of the sums before it: about ten updates count
 
 
@@ -105,42 +106,44 @@ def blocks_of(questions: int, blocks: int) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """The parts of one step's gradient, by stream and block of questions.
+    """One step's gradient by stream, demonstrations' first, and its parts by block of questions.
 
     Attributes:
-        rollouts, demonstrations: [block, dimension]; they add up to the step's gradient.
+        whole: [stream, dimension]; both add up to the step's gradient.
+        parts: [stream, block, number], of which products within a block are read alone: a map of
+            the parts may stand for them that keeps those.
         sizes: [block], questions in each.
     """
 
-    rollouts: Tensor
-    demonstrations: Tensor
+    whole: Tensor
+    parts: Tensor
     sizes: Tensor
 
-    def product(self, one: Tensor, other: Tensor) -> tuple[float, float]:
-        """Covariance (its trace) and product of the means of two parts of the step's gradient.
+    def product(self, one: int, other: int) -> tuple[float, float]:
+        """Covariance (its trace) and product of the means of two streams' parts of the gradient.
 
         Both without bias where questions are independent draws. A block of m of the step's Q
         questions has Q/m times its part as an estimate of the whole; what the sum of squares of
         these exceeds that of the step is noise.
         """
         count, questions = len(self.sizes), self.sizes.sum()
-        here = float(one.sum(dim=0) @ other.sum(dim=0))
-        apart = float(((one * other).sum(dim=1) * questions / self.sizes).sum())
+        here = float(self.whole[one] @ self.whole[other])
+        within = torch.linalg.vecdot(self.parts[one], self.parts[other])
+        apart = float((within * questions / self.sizes).sum())
         covariance = (apart - here) / (count - 1)
         return covariance, here - covariance
 
     @property
     def norms(self) -> tuple[float, float]:
         """Lengths of the demonstrations' and the rollouts' part, noise and all."""
-        both = (self.demonstrations, self.rollouts)
-        sft, rl = (float(each.sum(dim=0).norm()) for each in both)
+        sft, rl = self.whole.norm(dim=1).tolist()
         return sft, rl
 
     def moments(self) -> dict[str, float]:
         """Unbiased moments of the step's gradient, by metric name; needs two blocks."""
-        noise_rl, square_rl = self.product(self.rollouts, self.rollouts)
-        noise_sft, square_sft = self.product(self.demonstrations, self.demonstrations)
-        common, inner = self.product(self.rollouts, self.demonstrations)
+        noise_rl, square_rl = self.product(RL, RL)
+        noise_sft, square_sft = self.product(SFT, SFT)
+        common, inner = self.product(SFT, RL)
         return {
             "grad/variance": noise_rl + noise_sft + 2 * common,
             "grad/square": square_rl + square_sft + 2 * inner,

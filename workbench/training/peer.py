@@ -1,12 +1,9 @@
 """A process of a team beside the leader: it does as it is ordered until the leader ends."""
 
-import ctypes
 import logging
 import signal
 import time
-import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -14,17 +11,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from workbench.processes import serving
 from workbench.records import Interrupted, Run
 from workbench.resources import Resources
-from workbench.rollout import Request
+from workbench.rollout import Engine, Request
 from workbench.rollout.engine import Decoding
 from workbench.training import checkpoint, keeping
 from workbench.training import sequences as step
 from workbench.training.scoring import collate
 from workbench.training.tally import Tally
-from workbench.training.team import Failed, Team, join
+from workbench.training.team import Team, join
 from workbench.training.team_engine import Answered, GotOn
-from workbench.training.trainer import Trainer, open_at
+from workbench.training.trainer import Trainer, open_at, open_engine, open_policy
 from workbench.training.update import update
 
 BEAT = 1.0  # seconds between two signs of progress
@@ -34,31 +32,23 @@ def serve(
     orders: Connection, stop: Event, port: int, rank: int, size: int, resources: Resources
 ) -> None:
     """Carries out the leader's orders until its end of the connection is closed."""
-    if hasattr(ctypes.CDLL(None), "prctl"):  # Linux: it must not outlive a leader that is killed
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the leader says when to end
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(resources.threads)
-    try:
+    with serving(orders):
         mesh = join(dist.TCPStore("127.0.0.1", port, size), rank, size, resources)
         peer = Peer(orders, stop, Team(rank, size, mesh))
         while True:
             name, arguments = orders.recv()
             getattr(peer, name)(*arguments)
-    except EOFError:
-        return
-    except Exception as error:  # the rim of the process: told to the leader, traced in its log
-        traceback.print_exc()
-        with suppress(OSError):
-            orders.send(Failed(type(error).__name__, str(error)))
-        raise SystemExit(1) from error
 
 
 class Peer:
     """What the leader can order, each method by its name."""
 
     trainer: Trainer
+    engine: Engine
     run: Run
 
     def __init__(self, leader: Connection, stop: Event, team: Team) -> None:
@@ -69,11 +59,18 @@ class Peer:
         """Takes its part of a run's trainer, at a checkpoint or at the beginning."""
         self.run = Run(path)
         self.trainer = open_at(self.run, at, resources, self.team, self._get_on)
+        self.engine = self.trainer.engine
+
+    def answer(self, path: Path, weights: str, resources: Resources) -> None:
+        """Takes the whole policy with the weights in a folder, to answer with and not to train."""
+        recipe = Run(path).recipe()
+        policy = open_policy(recipe, weights, resources)
+        self.engine = open_engine(recipe, policy, resources, self._get_on, self.team)
 
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> None:
         """Draws responses to its share of the prompts."""
         try:
-            self.leader.send(Answered(self.trainer.engine.generate(requests, decoding)))
+            self.leader.send(Answered(self.engine.generate(requests, decoding)))
         except Interrupted:
             self.leader.send(Answered(None))
 

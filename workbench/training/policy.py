@@ -1,14 +1,15 @@
 """The policy: a causal language model with its tokenizer, and a value head where one is needed."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence as Many
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,12 +21,20 @@ from transformers import (
 from transformers.utils import logging
 
 from workbench.recipe import Model
-from workbench.training.sequences import Padded
+from workbench.resources import LOGITS
+from workbench.training.attention import NAME as ROWS
+from workbench.training.attention import read_rows
+from workbench.training.head import Reading, input_of, left_out, read_in_parts
+from workbench.training.layout import Layout, micro_batches, pack, pad
+from workbench.training.sequences import Sequence
 from workbench.training.team import whole
 from workbench.upge import Current
 
 logging.disable_progress_bar()  # a worker's output is a log file
 
+# Tokens up to which attention in bfloat16 is faster on a processor by plain matrix products: four
+# times for 76 tokens and heads of 32, 1.2 times for 512; half as fast for 1,024.
+SHORT = 512
 VALUE_HEAD = "value_head.safetensors"
 
 
@@ -38,6 +47,7 @@ class Policy:
         tokenizer: its own.
         temperature: divides the logits wherever log-probabilities are taken.
         dtype: of the computation; float32 computes as the parameters are.
+        logits: how many are held at a time; see `Resources.logits`.
         value_head: a linear map from the last hidden state, or None.
     """
 
@@ -46,6 +56,7 @@ class Policy:
     temperature: float = 1.0
     dtype: torch.dtype = torch.float32
     value_head: nn.Linear | None = None
+    logits: int = LOGITS
 
     @property
     def device(self) -> torch.device:
@@ -64,6 +75,11 @@ class Policy:
         """The id that fills up rows; never attended to, so any will do."""
         known = self.tokenizer.pad_token_id
         return known if isinstance(known, int) else min(self.end)
+
+    @property
+    def packs(self) -> bool:
+        """Whether the model reads sequences end to end."""
+        return self.model.config._attn_implementation == ROWS
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Every trained parameter by name, in a fixed order."""
@@ -85,58 +101,81 @@ class Policy:
         """The text of a response without its end token."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
+    def lay_out(self, sequences: Many[Sequence]) -> Layout:
+        """Some sequences as the model reads them."""
+        lay = pack if self.packs else pad
+        return lay(sequences, self.pad, self.device)
+
+    def micro_batches(
+        self, sequences: Many[Sequence], rows: Many[int], tokens: int
+    ) -> list[list[int]]:
+        """Rows in groups that are scored together; see there."""
+        return micro_batches(sequences, rows, tokens, self.packs)
+
     def score(
-        self, padded: Padded, entropy: bool = False, entropy_gradient: bool = False
+        self, layout: Layout, entropy: bool = False, entropy_gradient: bool = False
     ) -> Current:
         """Log-probabilities of the response tokens, [sequence, token], and what else is asked for.
 
         Entropy is in nats at the same temperature, a number alone unless `entropy_gradient`; values
         are of the state before each token.
         """
-        kept = padded.ids.shape[1] - padded.first + 1  # the token before a column predicts it
-        with (
-            torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32),
-            _input_of(self.model.get_output_embeddings()) as hidden,  # type: ignore[arg-type]
-        ):
-            output = self.model(input_ids=padded.ids, logits_to_keep=kept, use_cache=False)
-        logits = output.logits[:, :-1].float()
-        if self.temperature != 1:
-            logits = logits / self.temperature
-        total = logits.logsumexp(dim=-1)
-        chosen = logits.gather(2, padded.ids[:, padded.first :, None])[:, :, 0] - total
-        spread = None
-        if entropy:
-            with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-                spread = padded.by_response(_entropy(logits, total))
+        reading = Reading(self.temperature, entropy, entropy_gradient)
+        hidden, chosen, spread = self._read(layout, reading)
         values = None
         if self.value_head is not None:
-            values = self.value_head(hidden[0][:, :-1].flatten(0, 1).float()).view(chosen.shape)
+            values = self.value_head(hidden.flatten(0, 1).float()).view(chosen.shape)
         return Current(
-            logprobs=padded.by_response(chosen),
-            entropy=spread,
-            values=None if values is None else padded.by_response(values),
+            logprobs=layout.by_response(chosen),
+            entropy=None if spread is None else layout.by_response(spread),
+            values=None if values is None else layout.by_response(values),
         )
+
+    def _read(self, layout: Layout, reading: Reading) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Hidden states of the columns that predict, and what is read of the tokens after them.
+
+        Raises:
+            ValueError: more logits than are held at a time, of a model that changes them after its
+                output layer.
+        """
+        ids = layout.targets
+        head: Any = self.model.get_output_embeddings()
+        rows = max(1, self.logits // head.out_features)
+        parted = ids.numel() > rows
+        layer = left_out if parted else input_of
+        with self._arithmetic(), self._attention(layout), layer(head) as seen:
+            output = self.model(**layout.inputs)
+        hidden = seen[0]
+        if not parted:
+            return hidden, *reading(output.logits, ids)
+        if output.logits is not seen[0]:
+            raise ValueError(
+                f"{self.model.name_or_path} scales or caps its logits after the output layer, so "
+                f"that those of {ids.numel()} tokens cannot be computed in parts of {rows}; use "
+                f"Resources(logits={ids.numel() * head.out_features}) or fewer Resources.tokens"
+            )
+        # Without its cache: gradients of the parts are then added in float32 and not in bfloat16.
+        with self._arithmetic(cached=False):
+            return hidden, *read_in_parts(head, hidden, ids, rows, reading)
+
+    def _arithmetic(self, cached: bool = True) -> torch.autocast:
+        mixed = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, mixed, cache_enabled=cached)
+
+    def _attention(self, layout: Layout) -> AbstractContextManager[object]:
+        """Plain matrix products where they take less time than torch's fused kernel.
+
+        Not where layers are computed again for the gradient, which is done outside of this.
+        """
+        mixed = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        if not mixed or layout.longest > SHORT or self.model.is_gradient_checkpointing:
+            return nullcontext()
+        return sdpa_kernel(SDPBackend.MATH)
 
     def frozen(self) -> "Policy":
         """A copy that is never trained: the base model of a KL penalty."""
         model = copy.deepcopy(self.model).eval().requires_grad_(False)
-        return Policy(model, self.tokenizer, self.temperature, self.dtype)
-
-
-@contextmanager
-def _input_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What the module is given inside, one call after the other."""
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def _entropy(logits: Tensor, total: Tensor) -> Tensor:
-    logprobs = logits - total[:, :, None]
-    return -(logprobs.exp() * logprobs).sum(dim=-1)
+        return Policy(model, self.tokenizer, self.temperature, self.dtype, logits=self.logits)
 
 
 def load_policy(
@@ -156,6 +195,7 @@ def load_policy(
     """
     config = configured(path, base)
     model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32)
+    read_rows(model)
     model.to(device)  # type: ignore[arg-type]
     head = None
     if values:
@@ -179,12 +219,18 @@ def reading_settings(policy: Policy) -> dict[str, Any]:
 
 
 def configured(path: str, base: Model | None = None) -> PreTrainedConfig:
-    """The configuration in a folder or on the hub, with the settings of `base`.
+    """The configuration in a folder or on the hub, with the settings of `base` and no dropout.
+
+    With it the policy that learns would not be the one that sampled: on policy, ratios would not
+    be 1, and every estimate of a gradient would have noise that its method does not.
 
     Raises:
         ValueError: there are settings, and the model has no rotary embedding.
     """
     config = AutoConfig.from_pretrained(path)
+    for name, value in vars(config).items():
+        if name.endswith(("dropout", "pdrop", "layerdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
     if base is None or (base.rope_theta is None and base.positions is None):
         return config
     rotary = getattr(config, "rope_parameters", None)

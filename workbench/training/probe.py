@@ -29,7 +29,7 @@ from workbench.training.policy import Policy
 from workbench.training.randomness import seed_of
 from workbench.training.sampling import grade, prompt_of, sample
 from workbench.training.scoring import collate, score_rows, unscored
-from workbench.training.sequences import Sequence, pad
+from workbench.training.sequences import Sequence
 from workbench.training.tally import Tally
 from workbench.training.trainer import Trainer
 from workbench.training.update import update
@@ -128,8 +128,8 @@ class PolicyGradients:
         self.rows += 1
         if not len(weights):
             return torch.zeros(0, self._sketch.size, device=self.policy.device)
-        padded = pad([self.sequences[row]], self.policy.pad, self.policy.device)
-        logprobs = self.policy.score(padded).logprobs[0]
+        layout = self.policy.lay_out([self.sequences[row]])
+        logprobs = self.policy.score(layout).logprobs[0]
         return torch.stack([self._one(logprobs, each[: len(logprobs)]) for each in weights])
 
     def _one(self, logprobs: Tensor, weights: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 import torch
 
 from workbench import upge
-from workbench.training.sequences import Padded, Sequence, engine_logprobs, micro_batches, pad
+from workbench.training.layout import Layout, trained_tokens
+from workbench.training.sequences import Sequence, engine_logprobs
 from workbench.training.trainer import Trainer
 
 
@@ -26,7 +27,7 @@ def collate(trainer: Trainer, sequences: list[Sequence]) -> upge.TokenBatch:
 def unscored(trainer: Trainer, sequences: list[Sequence]) -> upge.TokenBatch:
     """The sequences as a batch in which every log-probability is still 0."""
     device = trainer.policy.device
-    trained = pad(sequences, trainer.policy.pad, device).trained
+    trained = trained_tokens(sequences).to(device)
     zeros = torch.zeros(trained.shape, device=device)
     correct = torch.tensor([s.correct for s in sequences], device=device)
     return upge.TokenBatch(
@@ -50,15 +51,16 @@ def score_rows(
     trainer: Trainer, sequences: list[Sequence], batch: upge.TokenBatch, rows: list[int]
 ) -> None:
     """Fills in what the policy, as it is, says of some rows."""
-    for micro in trainer.team.share(micro_batches(sequences, rows, trainer.micro_batch)):
-        padded = pad_rows(trainer, sequences, micro or idle(sequences))
-        fill(trainer, batch, micro or [], padded, trainer.policy.score(padded, entropy=True))
+    for micro in trainer.team.share(trainer.micro_batches(sequences, rows)):
+        trainer.beat()
+        layout = lay_out(trainer, sequences, micro or idle(sequences))
+        fill(trainer, batch, micro or [], layout, trainer.policy.score(layout, entropy=True))
     share_filled(trainer, batch, rows)
 
 
-def pad_rows(trainer: Trainer, sequences: list[Sequence], rows: list[int]) -> Padded:
+def lay_out(trainer: Trainer, sequences: list[Sequence], rows: list[int]) -> Layout:
     """Some rows as the policy reads them."""
-    return pad([sequences[row] for row in rows], trainer.policy.pad, trainer.policy.device)
+    return trainer.policy.lay_out([sequences[row] for row in rows])
 
 
 def idle(sequences: list[Sequence]) -> list[int]:
@@ -71,16 +73,16 @@ def idle(sequences: list[Sequence]) -> list[int]:
 
 @torch.no_grad()
 def fill(
-    trainer: Trainer, batch: upge.TokenBatch, rows: list[int], padded: Padded, old: upge.Current
+    trainer: Trainer, batch: upge.TokenBatch, rows: list[int], layout: Layout, old: upge.Current
 ) -> None:
     """Writes into a batch what the old policy, and the base model, say of some rows; or of none."""
     base = None
     if batch.base_logprobs is not None and trainer.base is not None:
-        base = trainer.base.score(padded).logprobs
+        base = trainer.base.score(layout).logprobs
     if not rows:
         return
     index = torch.tensor(rows, device=trainer.policy.device)
-    columns = slice(0, padded.width)
+    columns = slice(0, layout.width)
     batch.logprobs[index, columns] = old.logprobs
     batch.old_logprobs[index, columns] = old.logprobs
     if batch.old_entropy is not None and old.entropy is not None:

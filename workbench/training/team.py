@@ -7,7 +7,6 @@ counts over the whole step already, so that sums, and not means, over processes 
 """
 
 import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from workbench.processes import Failed, how_it_ended
 from workbench.records import Killed
 from workbench.resources import Resources
 
@@ -36,14 +36,6 @@ class PeerKilled(Killed):
 
 class PeerFailed(RuntimeError):
     """An error ended a process of the team."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """An error ended a peer: the name of its class, and its words."""
-
-    kind: str
-    words: str
 
 
 @dataclass(eq=False)
@@ -89,8 +81,7 @@ class Team:
             connection.close()
             self._lost(connection)
         if isinstance(said, Failed):
-            kind = MemoryError if said.kind in ("OutOfMemoryError", "MemoryError") else PeerFailed
-            raise kind(f"{self._name(connection)}: {said.kind}: {said.words}")
+            said.reraise(self._name(connection), PeerFailed)
         return said
 
     def share(self, groups: Sequence[_Group]) -> list[_Group | None]:
@@ -148,10 +139,9 @@ class Team:
             self.hear(connection)
         process = self.peers[connection]
         process.join()
-        code, name = process.exitcode or 0, self._name(connection)
-        if code < 0:
-            raise PeerKilled(f"{name} was ended by {signal.Signals(-code).name}")
-        raise PeerFailed(f"{name} exited with status {code}")
+        code = process.exitcode or 0
+        kind = PeerKilled if code < 0 else PeerFailed
+        raise kind(f"{self._name(connection)} {how_it_ended(code)}")
 
     def _name(self, connection: Connection) -> str:
         return f"process {self.peers[connection].pid} of the team"

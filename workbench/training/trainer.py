@@ -20,7 +20,9 @@ from workbench.rollout.vllm_engine import Setup, VllmEngine
 from workbench.training import checkpoint
 from workbench.training.data import open_data
 from workbench.training.gradient import SKETCH, Sketch
+from workbench.training.parting import Parting, can_part, sums_of
 from workbench.training.policy import Policy, load_policy, pick_device, reading_settings
+from workbench.training.sequences import Sequence
 from workbench.training.team import ALONE, Team
 from workbench.training.team_engine import TeamEngine
 
@@ -46,7 +48,10 @@ class Progress:
 
 @dataclass
 class Trainer:
-    """Everything a training step works with."""
+    """Everything a training step works with; it calls `beat` at every micro-batch.
+
+    Without a `parting` the blocks of a step are told apart by a pass each.
+    """
 
     recipe: Recipe
     seed: int
@@ -57,8 +62,10 @@ class Trainer:
     optimizer: torch.optim.AdamW
     progress: Progress
     sketch: Sketch
+    parting: Parting | None = None
     base: Policy | None = None
     team: Team = ALONE
+    beat: Callable[[], object] = bool
 
     @property
     def method(self) -> upge.Method:
@@ -79,8 +86,15 @@ class Trainer:
 
     @property
     def micro_batch(self) -> int:
-        """Padded tokens that are scored together."""
+        """Tokens that are scored together."""
         return self.resources.micro_batch(self.policy.device.type == "cuda")
+
+    def micro_batches(self, sequences: list[Sequence], rows: list[int]) -> list[list[int]]:
+        """Rows in groups that are scored together, so that every process of a team has some."""
+        limit = self.micro_batch
+        if self.team.size > 1:
+            limit = min(limit, -(-sum(sequences[row].length for row in rows) // self.team.size))
+        return self.policy.micro_batches(sequences, rows, limit)
 
     @property
     def decoding(self) -> Decoding:
@@ -95,6 +109,7 @@ def open_policy(recipe: Recipe, path: str, resources: Resources) -> Policy:
     device = pick_device(resources.device)
     temperature = recipe.sampling.temperature
     policy = load_policy(path, device, recipe.dtype, temperature, values, recipe.base)
+    policy.logits = resources.logits
     if resources.recompute:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
     return policy
@@ -119,6 +134,20 @@ def open_engine(
         return VllmEngine(setup, given, get_on)
     model, weights = (policy if copy is None else copy).model, policy.weights if copy else None
     return TransformersEngine(model, policy.end, policy.pad, resources.sequences, get_on, weights)
+
+
+def open_answering(
+    run: Run, weights: str, resources: Resources, get_on: Callable[[], None], team: Team = ALONE
+) -> tuple[Policy, Engine]:
+    """A run's policy with the weights in a folder, whole on every process, and what draws from it.
+
+    For evaluation, where nothing is trained.
+    """
+    team.order("answer", run.path, weights, resources)
+    recipe = run.recipe()
+    policy = open_policy(recipe, weights, resources)
+    engine = open_engine(recipe, policy, resources, get_on, team)
+    return policy, TeamEngine(engine, team, get_on) if team.size > 1 else engine
 
 
 def _vllm_setup(recipe: Recipe, policy: Policy, resources: Resources, rank: int) -> Setup:
@@ -206,8 +235,23 @@ def open_checkpoint(
     engine = open_engine(recipe, policy, resources, get_on or run.beat, team, copy)
     data = open_data(run, policy.tokenizer) if team.rank == 0 else NO_DATA
     sketch = Sketch(policy.model.parameters(), SKETCH)
+    parting = None
+    if recipe.gradient_blocks > 1 and policy.packs and can_part(policy.model):
+        parting = Parting(policy.model, sums_of(policy.model))
     return Trainer(
-        recipe, seed, resources, data, policy, engine, optimizer, Progress(), sketch, base, team
+        recipe,
+        seed,
+        resources,
+        data,
+        policy,
+        engine,
+        optimizer,
+        Progress(),
+        sketch,
+        parting,
+        base,
+        team,
+        run.beat,
     )
 
 

@@ -1,6 +1,7 @@
 """The optimizer steps over one batch: the gradient, what is measured of it, and its use."""
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from workbench import upge
-from workbench.training.gradient import Blocks, blocks_of, ratios, windowed
-from workbench.training.scoring import fill, idle, pad_rows, share_filled
-from workbench.training.sequences import Padded, Sequence, micro_batches
+from workbench.training.gradient import RL, SFT, Blocks, blocks_of, ratios, windowed
+from workbench.training.layout import Layout
+from workbench.training.scoring import fill, idle, lay_out, share_filled
+from workbench.training.sequences import Sequence
 from workbench.training.statistics import ratio_statistics
 from workbench.training.tally import Tally
 from workbench.training.team import whole
@@ -43,40 +45,46 @@ def _optimizer_step(
     trainer: Trainer, sequences: list[Sequence], step: upge.Step, tally: Tally
 ) -> None:
     trainer.optimizer.zero_grad(set_to_none=True)
-    team = trainer.team
+    team, parting = trainer.team, trainer.parting
     active = team.agreed(step.active).nonzero()[:, 0]
     rows = active.tolist()
+    block = blocks_of(step.batch.questions, trainer.recipe.gradient_blocks)
+    blocks = block[-1] + 1
     question = step.batch.question.tolist()
-    blocks = blocks_of(step.batch.questions, trainer.recipe.gradient_blocks)
-    parts: dict[bool, list[Tensor]] = {True: [], False: []}
+    part = {
+        row: block[question[row]] + blocks * (SFT if sequences[row].demonstration else RL)
+        for row in rows
+    }
+    if parting is not None:
+        parting.begin(2 * blocks, seed=trainer.progress.updates)
+    added = []
     before = torch.zeros(trainer.sketch.size, device=trainer.policy.device)
     current = torch.zeros_like(step.batch.logprobs)
     losses = torch.zeros(len(PARTS), dtype=torch.float64)
-    for demonstration in (True, False):
-        for block in range(blocks[-1] + 1):
-            chosen = [
-                row
-                for row in rows
-                if sequences[row].demonstration is demonstration and blocks[question[row]] == block
-            ]
-            for group in team.share(micro_batches(sequences, chosen, trainer.micro_batch)):
-                if group is None:
-                    _keep_pace(trainer, sequences, step)
-                else:
-                    losses += _accumulate(trainer, sequences, step, group, current)
-            # The map is linear: what a block has added is the difference of two sketches.
-            after = trainer.sketch(_gradients(trainer)) if chosen else before
-            parts[demonstration].append(after - before)
-            before = after
+    # Streams are told apart by what each adds to the gradient, for the map is linear. So are blocks
+    # where a pass cannot be parted.
+    at_once = blocks if parting is not None else 1
+    for first in range(0, 2 * blocks, at_once):
+        chosen = [row for row in rows if first <= part[row] < first + at_once]
+        for group in team.share(trainer.micro_batches(sequences, chosen)):
+            trainer.beat()
+            if group is None:
+                _keep_pace(trainer, sequences, step)
+            else:
+                losses += _accumulate(trainer, sequences, step, group, part, current)
+        after = trainer.sketch(_gradients(trainer)) if chosen else before
+        added.append(after - before)
+        before = after
     if trainer.one_pass:
         share_filled(trainer, step.batch, rows)
     ratio_statistics(step, active, team.total(current), tally)
     total = team.total(losses.to(trainer.policy.device))
     for name, loss in zip((*PARTS, "total"), (*total, total.sum()), strict=True):
         tally.add(f"loss/{name}", loss, 1)
-    sizes = torch.tensor(blocks).bincount().to(before)
-    rollouts, demonstrations = (team.total(torch.stack(parts[which])) for which in (False, True))
-    _gradient_statistics(trainer, Blocks(rollouts, demonstrations, sizes), tally)
+    apart = team.total(torch.stack(added)).unflatten(0, (2, -1))
+    parts = apart if parting is None else team.total(parting.parts).unflatten(0, (2, -1))
+    sizes = torch.tensor(block).bincount().to(before)
+    _gradient_statistics(trainer, Blocks(apart.sum(dim=1), parts, sizes), tally)
     trainer.progress.trained_tokens += sum(len(sequences[row].response) for row in rows)
     _apply(trainer, tally, float(total.sum()))
 
@@ -86,39 +94,41 @@ def _accumulate(
     sequences: list[Sequence],
     step: upge.Step,
     rows: list[int],
+    part: dict[int, int],
     logprobs: Tensor,
 ) -> Tensor:
     """Adds the gradient of some rows, writes their log-probabilities and returns their losses."""
-    padded, current = _score(trainer, sequences, step, rows)
-    missing = step.batch.trained.shape[1] - padded.width
-    wide = upge.Current(
-        *(None if t is None else functional.pad(t, (0, missing)) for t in _tensors(current))  # type: ignore[arg-type]
-    )
+    layout = lay_out(trainer, sequences, rows)
+    parting = trainer.parting
+    watched = nullcontext() if parting is None else parting.watch(layout, [part[r] for r in rows])
     index = torch.tensor(rows, device=trainer.policy.device)
-    found = step.losses(index, wide)
-    losses = torch.stack([found[part] for part in PARTS])
-    losses.sum().backward()
+    with watched:
+        current = _score(trainer, step, rows, layout)
+        missing = step.batch.trained.shape[1] - layout.width
+        wide = upge.Current(
+            *(None if t is None else functional.pad(t, (0, missing)) for t in _tensors(current))  # type: ignore[arg-type]
+        )
+        found = step.losses(index, wide)
+        losses = torch.stack([found[each] for each in PARTS])
+        losses.sum().backward()
     logprobs[index] = wide.logprobs.detach()
     return losses.detach().to("cpu", torch.float64)
 
 
 def _keep_pace(trainer: Trainer, sequences: list[Sequence], step: upge.Step) -> None:
     """Goes through the model as the processes do that have rows, and adds nothing."""
-    _, current = _score(trainer, sequences, step, [])
+    current = _score(trainer, step, [], lay_out(trainer, sequences, idle(sequences)))
     nothing = [0.0 * t.sum() for t in _tensors(current) if t is not None and t.requires_grad]
     torch.stack(nothing).sum().backward()
 
 
-def _score(
-    trainer: Trainer, sequences: list[Sequence], step: upge.Step, rows: list[int]
-) -> tuple[Padded, upge.Current]:
+def _score(trainer: Trainer, step: upge.Step, rows: list[int], layout: Layout) -> upge.Current:
     """What the policy says of some rows; what of it is also the old policy's it fills in."""
-    padded = pad_rows(trainer, sequences, rows or idle(sequences))
     learned = trainer.method.needs_entropy
-    current = trainer.policy.score(padded, learned or trainer.one_pass, learned)
+    current = trainer.policy.score(layout, learned or trainer.one_pass, learned)
     if trainer.one_pass:
-        fill(trainer, step.batch, rows, padded, current)
-    return padded, current
+        fill(trainer, step.batch, rows, layout, current)
+    return current
 
 
 def _tensors(current: upge.Current) -> tuple[Tensor | None, ...]:

@@ -7,12 +7,10 @@ over a question's rollouts, or over its rollouts and demonstrations together whe
 
 from typing import Annotated, ClassVar
 
-import torch
-from torch import Tensor
-
 from workbench.identity import Component
 from workbench.rules import Amount, Positive, Within
 from workbench.upge.batch import PerSequence, PerToken, TokenBatch
+from workbench.upge.tensors import Tensor, torch
 
 
 class Advantage(Component):

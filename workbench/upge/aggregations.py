@@ -5,11 +5,10 @@ weight times log pi. All counts are over the whole optimizer step, so that nothi
 micro-batches, padding, packing or processes. What a mean is taken over is its scope.
 """
 
-import torch
-
 from workbench.identity import Component
 from workbench.rules import Count
 from workbench.upge.batch import PerSequence, PerToken, TokenBatch
+from workbench.upge.tensors import torch
 
 
 class Scope(Component):

@@ -6,11 +6,10 @@ All are means over the step's tokens, by one global count.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from workbench.identity import Component
 from workbench.rules import Amount, Positive
 from workbench.upge.batch import PerToken, TokenBatch, TokenMask
+from workbench.upge.tensors import torch
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, fields
 from functools import cached_property
 
-import torch
-from torch import Tensor
+from workbench.upge.tensors import Tensor, torch
 
 PerToken = Tensor  # float [sequence, token]
 TokenMask = Tensor  # bool [sequence, token]
@@ -17,7 +16,6 @@ _PER_TOKEN = (
 )  # fmt: skip
 _PER_SEQUENCE = ("rewards", "group", "demonstration", "correct")
 _BOOL = ("trained", "demonstration", "correct")
-_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,19 +115,20 @@ class TokenBatch:
     def rows(self, index: Tensor, step: int | None = None) -> "TokenBatch":
         """Some of the rows, with all that belongs to them; at another `step` if one is given."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        cut = {k: v[index] if isinstance(v, Tensor) else v for k, v in parts.items()}
+        cut = {k: v[index] if isinstance(v, torch.Tensor) else v for k, v in parts.items()}
         return TokenBatch(**{**cut, "step": self.step if step is None else step})
 
 
 def _check_dtype(name: str, value: object) -> None:
     """Raises unless a field is a tensor of its declared kind; nothing is converted silently."""
-    if not isinstance(value, Tensor):
+    if not isinstance(value, torch.Tensor):
         raise TypeError(f"TokenBatch.{name} must be a tensor, got {type(value).__name__}")
     dtype = value.dtype
     if name in _BOOL:
         fits, rule, nearest = dtype == torch.bool, "bool", "bool()"
     elif name == "group":
-        fits, rule, nearest = dtype in _INTEGERS, "an integer", "long()"
+        whole = dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        fits, rule, nearest = whole, "an integer", "long()"
     elif name == "logprobs":
         # Counts of tokens take its dtype, and half precision cannot count to 1,000.
         fits, rule, nearest = (

@@ -6,12 +6,11 @@ Each returns log pi_ref [sequence, token]; the estimator's ratio is pi / pi_ref,
 from math import log
 from typing import Annotated
 
-import torch
-
 from workbench.identity import Component, replace
 from workbench.rules import Within, require
 from workbench.upge.batch import PerToken, TokenBatch, TokenMask
 from workbench.upge.masks import sequence_log_ratio
+from workbench.upge.tensors import torch
 
 
 class Denominator(Component):

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from workbench.recipe import Objective
 from workbench.upge.advantages import Advantage, GroupNormalized
 from workbench.upge.aggregations import Aggregation, SequenceMean
@@ -11,6 +9,7 @@ from workbench.upge.batch import PerSequence, PerToken, TokenBatch
 from workbench.upge.denominators import CurrentPolicy, Denominator
 from workbench.upge.likelihoods import Likelihood, Plain
 from workbench.upge.masks import KeepAll, Mask
+from workbench.upge.tensors import torch
 
 
 @dataclass(frozen=True, eq=False)

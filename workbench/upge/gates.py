@@ -6,11 +6,10 @@ weights of the two streams: the alpha = f(P), beta = g(P) of the paper's section
 
 from typing import Annotated, ClassVar
 
-import torch
-
 from workbench.identity import Component
 from workbench.rules import Count, Positive, Share, Within
 from workbench.upge.batch import PerQuestion
+from workbench.upge.tensors import torch
 
 _SolveRate = Annotated[
     float, Within(at_least=0, at_most=1, what="a share of solved rollouts", such_as=0.5)

@@ -2,11 +2,10 @@
 
 from typing import Annotated
 
-import torch
-
 from workbench.identity import Component
 from workbench.rules import Within
 from workbench.upge.batch import PerToken
+from workbench.upge.tensors import torch
 
 
 class Likelihood(Component):

@@ -6,12 +6,10 @@ divides by: otherwise RatioClip with CurrentPolicy would silently be KeepAll.
 
 from typing import Annotated, ClassVar
 
-import torch
-from torch import Tensor
-
 from workbench.identity import Component
 from workbench.rules import Amount, Portion, Positive, Within, require
 from workbench.upge.batch import PerSequence, PerToken, TokenBatch, TokenMask
+from workbench.upge.tensors import Tensor, torch
 
 
 class Mask(Component):

@@ -4,9 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-from torch import Tensor
-
 from workbench.identity import Component
 from workbench.recipe import Objective
 from workbench.rules import Amount
@@ -15,6 +12,7 @@ from workbench.upge.auxiliary import Auxiliary, Current
 from workbench.upge.batch import PerQuestion, PerSequence, PerToken, TokenBatch, TokenMask
 from workbench.upge.estimator import Estimator, Weights
 from workbench.upge.gates import Gate, Open
+from workbench.upge.tensors import Tensor, torch
 
 
 class EntropyWeight(Component):
