@@ -127,7 +127,8 @@ class Blocks:
         these exceeds that of the step is noise.
         """
         count, questions = len(self.sizes), self.sizes.sum()
-        here = float(self.whole[one] @ self.whole[other])
+        # In single precision some processors' products lose a ten-thousandth of a long vector's.
+        here = float(self.whole[one].double() @ self.whole[other].double())
         within = torch.linalg.vecdot(self.parts[one], self.parts[other])
         apart = float((within * questions / self.sizes).sum())
         covariance = (apart - here) / (count - 1)
@@ -136,7 +137,7 @@ class Blocks:
     @property
     def norms(self) -> tuple[float, float]:
         """Lengths of the demonstrations' and the rollouts' part, noise and all."""
-        sft, rl = self.whole.norm(dim=1).tolist()
+        sft, rl = self.whole.double().norm(dim=1).tolist()
         return sft, rl
 
     def moments(self) -> dict[str, float]:
