@@ -1,7 +1,7 @@
 """Bias and variance of gradient estimators, from the probes of a study: tables and figures.
 
-Everything is computed from the moments that a probe recorded, from all replicates and without each
-of them, so that every number has its jackknife interval, differences of two methods included.
+Everything is computed from the moments that a probe recorded, from all questions and without each
+group of them, so that every number has its jackknife interval, differences of two methods included.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from analysis.sheet import Entry, Head, Sheet
 from workbench import estimates as recorded
 from workbench.estimates import EVERYONE, estimates, moments_of
 from workbench.identity import nearest
-from workbench.moments import STATISTICS, Array, Measured, Moments, jackknife
+from workbench.moments import STATISTICS, Measured, interval
 from workbench.recipe import Probe
 from workbench.records import Row
 from workbench.study import Study, differing, flatten
@@ -44,7 +44,7 @@ def probed(runs: Runs) -> pd.DataFrame:
 
 
 def difference(moments: pd.DataFrame, one: str, other: str, name: str) -> Measured:
-    """A statistic of one method minus that of another on the same replicates, paired.
+    """A statistic of one method minus that of another on the same rollouts, paired.
 
     Args:
         moments: rows of one cell, probe, truth and band.
@@ -53,12 +53,8 @@ def difference(moments: pd.DataFrame, one: str, other: str, name: str) -> Measur
     """
     statistic = STATISTICS[name]
     first, second = (statistic(moments_of(pick(moments, method=m))) for m in (one, other))
-    return _jackknife(first - second)
-
-
-def _jackknife(found: Array) -> Measured:
-    """The interval of what was computed from all replicates, then without each of them."""
-    return jackknife(lambda m: m.inner, Moments(found, found, found, found))
+    apart = first - second
+    return interval(apart[0], [apart[1:]])
 
 
 # --- what a study declares ------------------------------------------------------------------------
@@ -157,16 +153,14 @@ class Estimators(Tabular):
     def _notes(self, moments: pd.DataFrame) -> tuple[str, ...]:
         if moments.empty:
             return ("No probe of it is finished.",)
-        replicates = len(set(moments["left_out"])) - 1
         questions = max(moments["questions"])
         here, there = (max(moments[name]) for name in recorded.SKETCHES)
         return (
-            f"Step {self.step}, {_distance(self.distance)}, {questions} questions, {replicates} "
-            f"replicates on common rollouts, truth: gradient of J with mu = {self.mu:g}; gradients "
-            f"in a sketch whose squared lengths are off by {here:.1%}, those of the truth's sample "
-            f"by {there:.1%}.",
-            "\N{PLUS-MINUS SIGN}: half the 95% jackknife interval over replicates, for these "
-            "questions; <: an interval that reaches 0, by its upper end; a dash: not determined.",
+            f"Step {self.step}, {_distance(self.distance)}, {questions} questions with common "
+            f"rollouts, truth: gradient of J with mu = {self.mu:g}; gradients in a sketch whose "
+            f"squared lengths are off by {here:.1%}, those of the truth's sample by {there:.1%}.",
+            "\N{PLUS-MINUS SIGN}: half the 95% jackknife interval over questions; <: an interval "
+            "that reaches 0, by its upper end; a dash: not determined.",
             "Scale-free error: of one training step after the best rescaling; 0 is the true "
             "gradient, 1 no estimate at all. Its difference is paired with the baseline's. Noise "
             "scale: variance of that step over the squared length of its mean.",
@@ -198,7 +192,7 @@ _OF_THE_SCALE = ("bias_squared", "variance", "mse")  # of any size: these are no
 
 def _entry(found: Row, name: str) -> Entry:
     value, low, high = (float(found[key]) for key in (name, f"{name}_low", f"{name}_high"))
-    interval = Interval(value, low, high, 0, "replicates")
+    interval = Interval(value, low, high, 0, "questions")
     if not np.isfinite(low):
         return Entry(_DASH, interval)
     digits = ".3g" if name in _OF_THE_SCALE else ".2f"
@@ -209,7 +203,7 @@ def _entry(found: Row, name: str) -> Entry:
 
 def _signed(apart: Measured) -> Entry:
     value, low, high = float(apart.value), float(apart.low), float(apart.high)
-    interval = Interval(value, low, high, 0, "replicates")
+    interval = Interval(value, low, high, 0, "questions")
     if not np.isfinite(low):
         return Entry(_DASH, interval)
     return Entry(f"{value:+.2f}", interval, f"{(high - low) / 2:.2f}")
@@ -322,7 +316,7 @@ class BiasVariance(Drawing):
             return Panels((), left_out=("no probe of it is finished",))
         note = (
             "At each estimator's best scale, as shares of the true gradient's squared length.\n"
-            "95% jackknife intervals over replicates; an arrow: only an upper limit is known.\n"
+            "95% jackknife intervals over questions; an arrow: only an upper limit is known.\n"
             "Leftmost: no bias at all. Dotted: the same mean squared error."
         )
         return Panels(tuple(panels), note, tuple(left_out))
@@ -402,7 +396,7 @@ class ErrorBySolveRate(Drawing):
             return Panels((), left_out=("no probe of it is finished",))
         note = (
             f"Truth: gradient of J_mu, {_distance(self.distance)}. Bands: 95% jackknife intervals "
-            "over replicates.\n"
+            "over questions.\n"
             f"Dotted: where {self.methods[0]} and {self.methods[1]} cross, with that interval.\n"
         )
         return Panels(tuple(panels), note + "\n".join(notes))
@@ -425,26 +419,31 @@ def _said(where: Measured) -> str:
     if np.isnan(where.value):
         return "none"
     if np.isnan(where.low):
-        return f"{where.value:.2f} (not in every replicate's absence)"
+        return f"{where.value:.2f} (not without every group of questions)"
     return f"{where.value:.2f} ({where.low:.2f} to {where.high:.2f})"
 
 
 def crossing(moments: pd.DataFrame, one: str, other: str) -> Measured:
     """The solve rate at which the errors of two methods are equal, between two bands; NaN: none.
 
-    Linear between the bands' mean solve rates, and the lowest if there are several. There is no
-    interval where the methods do not cross without some replicate.
+    Linear between the bands' mean solve rates, and the lowest if there are several. Bands are of
+    different questions, so that each adds its own part to the interval. There is none where the
+    methods do not cross without some group of questions.
     """
     rates, apart = [], []
     for _, mine in moments.groupby("band_low", sort=True):
         errors = [moments_of(pick(mine, method=m)).scale_free_error for m in (one, other)]
         rates.append(float(mine["solve_rate"].iloc[0]))
         apart.append(errors[0] - errors[1])
-    if not apart:
-        nothing = np.array(np.nan)
-        return Measured(nothing, nothing, nothing)
-    found = np.array([_crossing(rates, list(each)) for each in np.transpose(apart)])
-    return _jackknife(found)
+    whole = [each[0] for each in apart]
+    value = np.array(_crossing(rates, whole))
+    if np.isnan(value):
+        return Measured(value, value, value)
+    without = [
+        np.array([_crossing(rates, [*whole[:n], gap, *whole[n + 1 :]]) for gap in each[1:]])
+        for n, each in enumerate(apart)
+    ]
+    return interval(value, without)
 
 
 def _crossing(rates: Sequence[float], apart: Sequence[float]) -> float:

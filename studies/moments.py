@@ -62,8 +62,8 @@ probes = grid(
     methods=[(*named, *around_grpo)],
     step=[0, STEPS // 2, STEPS],
     distance=[0, 4],
-    questions=[32],
-    replicates=[8],
+    questions=[128],
+    replicates=[2],
     mu=[(0.0, MU)],
     seed=[0, 1],
 )

@@ -21,7 +21,7 @@ STUDY = Study("probed", [Recipe("arithmetic-1m", Data("arithmetic"), upge.grpo()
 
 
 def rows(method, low=-1.0, high=1.0, inner=1.0, variance=1.0, noise=0.0, rate=0.5):
-    """Moments from all of four replicates and without each, `noise` apart from one another."""
+    """Moments from all of four groups and without each, `noise` apart from one another."""
     shift = noise * np.array([0.0, 1.0, -1.0, 1.0, -1.0])
     return pd.DataFrame(
         {
@@ -55,11 +55,11 @@ def test_the_parts_of_the_scale_free_error_add_up():
     assert errors.min() / 1.5 == pytest.approx(float(moments.scale_free_error), abs=1e-6)
 
 
-def test_a_jackknife_of_means_is_the_t_interval_with_half_the_freedom():
-    values = np.array([1.0, 2.0, 4.0, 9.0, 3.0])
-    left_out = np.array([values.mean(), *(np.delete(values, i).mean() for i in range(5))])
+def test_a_jackknife_of_means_is_the_t_interval_with_a_sixth_of_the_freedom():
+    values = np.array([1.0, 2.0, 4.0, 9.0, 3.0] * 3)
+    left_out = np.array([values.mean(), *(np.delete(values, i).mean() for i in range(15))])
     found = jackknife(lambda m: m.inner, Moments(left_out, left_out, left_out, left_out))
-    half = 4.302653 * values.std(ddof=1) / 5**0.5  # t of 2 degrees of freedom
+    half = 4.302653 * values.std(ddof=1) / 15**0.5  # t of 2 degrees of freedom
     assert found.value == pytest.approx(values.mean())
     assert found.high - found.value == pytest.approx(half, rel=1e-5)
 
@@ -96,10 +96,10 @@ def test_the_crossing_is_where_the_errors_are_equal(last, where):
         near = 0.25**0 - 0.5**2 / 2, 1 - 0.1**2 / 2, 1 - 0.9**2 / 2  # errors: sft, grpo, grpo
         below, above = near[0] - near[1], near[0] - near[2]
         assert found.value == pytest.approx(0.25 + 0.5 * below / (below - above))
-        assert found.low == pytest.approx(found.value)  # no replicate differs from another
+        assert found.low == pytest.approx(found.value)  # no group differs from another
 
 
-def test_the_crossing_has_an_interval_where_it_is_without_each_replicate():
+def test_the_crossing_has_an_interval_where_it_is_without_each_group():
     bands = [
         rows("sft", 0.0, 0.4, inner=0.5, rate=0.25),
         rows("sft", 0.4, 1.0, inner=0.5, rate=0.75),

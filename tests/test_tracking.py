@@ -220,7 +220,7 @@ def test_probes_are_shown_once_as_metrics_and_as_a_table(
 
 
 def record_probe(job: Job, probe: Probe, variance: float) -> None:
-    """A table as a probe leaves it, of three replicates that agree."""
+    """A table as a probe leaves it, of three groups of questions that agree."""
     same = {"step": probe.step, "distance": probe.distance, "band_low": -1.0, "band_high": 1.0,
             "solve_rate": 0.5, "questions": 4, "inner": 0.5, "square": 1.0, "truth_square": 1.0,
             "variance": variance, "within": 1.0}  # fmt: skip

@@ -24,10 +24,10 @@ EVERYONE: Mapping[str, Any] = {
 def probed(run: Run, probes: Iterable[Probe]) -> pd.DataFrame:
     """Every recorded moment of the probes that a run has, as it was measured.
 
-    One row for each probe, method, truth (`mu`), band of solve rates and left-out replicate (-1:
-    none), with `inner`, `square`, `truth_square`, `variance` and `within`; `sketch_error` is the
-    relative error of a squared length in the probe's sketch, as it was measured, and
-    `reference_sketch_error` that of the sample which the truth is from.
+    One row for each probe, method, truth (`mu`), band of solve rates and left-out group of
+    questions (-1: none), with `inner`, `square`, `truth_square`, `variance` and `within`;
+    `sketch_error` is the relative error of a squared length in the probe's sketch, as it was
+    measured, and `reference_sketch_error` that of the sample which the truth is from.
     """
     found = []
     for probe in probes:
@@ -63,6 +63,6 @@ def estimates(moments: pd.DataFrame) -> pd.DataFrame:
 
 
 def moments_of(rows: pd.DataFrame) -> Moments:
-    """One method's moments as `jackknife` takes them: all replicates first."""
+    """One method's moments as `jackknife` takes them: all questions first."""
     ordered = rows.sort_values("left_out")
     return Moments(*(ordered[name].to_numpy("float64") for name in PARTS[:4]))

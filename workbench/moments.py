@@ -5,7 +5,7 @@ gradient, their inner product, and the trace of the estimator's covariance. They
 shape, so that a whole table, or a jackknife, is one call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,6 +125,44 @@ def _over(above: Array, below: Array) -> Array:
         return np.asarray(above / below)
 
 
+# --- estimates from independent draws -------------------------------------------------------------
+
+GROUPS = 32  # that draws are left out in, at most: more make no better interval
+
+
+def left_out(draws: int) -> Array:
+    """Which of some draws take part: all of them, then without each of some groups of them.
+
+    Returns:
+        [1 + group, draw], 1 where a draw takes part and else 0; groups differ by a draw in size.
+    """
+    group = np.arange(draws) % min(draws, GROUPS)
+    return np.vstack([np.ones(draws), group[None] != np.arange(group.max() + 1)[:, None]])
+
+
+def of_pairs(one: Array, other: Array, kept: Array) -> Array:
+    """<E one, E other> from pairs of two draws, for no draw is independent of itself.
+
+    The U-statistic: a product of averages would be too large by the covariance over the draws.
+
+    Args:
+        one, other: [draw, dimension], of the same draws.
+        kept: [which, draw], as `left_out` gives it.
+
+    Returns:
+        [which].
+    """
+    count = kept.sum(axis=1)
+    every = np.einsum("wd,wd->w", kept @ one, kept @ other)
+    same = kept @ np.einsum("nd,nd->n", one, other)
+    return (every - same) / (count * (count - 1))
+
+
+def of_each(values: Array, kept: Array) -> Array:
+    """The mean of a number of each draw, for every row of `kept`."""
+    return kept @ values / kept.sum(axis=1)
+
+
 @dataclass(frozen=True)
 class Measured:
     """An estimate with its interval, elementwise.
@@ -142,23 +180,60 @@ class Measured:
 def jackknife(statistic: Callable[[Moments], Array], left_out: Moments) -> Measured:
     """A statistic of moments with its jackknife interval (Efron 1982, chapter 3).
 
-    Products of sums over replicates have longer tails than a mean has, so that the t quantile is
-    taken at half the degrees of freedom: coverage is then nominal on enumerable policies, where
-    the tests measure it. The value is not corrected for bias: in a ratio whose parts are noisy the
-    correction is far noisier than what it corrects.
+    The value is not corrected for bias: in a ratio whose parts are noisy the correction is far
+    noisier than what it corrects.
 
     Args:
         statistic: what is wanted, such as `lambda m: m.cosine`.
-        left_out: arrays whose last axis has the estimate from all replicates first, then that
-            without each of the K replicates.
+        left_out: arrays whose last axis has the estimate from all draws first, then that without
+            each group of them.
 
     Returns:
         Arrays without the last axis; NaN where the statistic is not defined.
     """
+    if statistic is STATISTICS["relative_bias"]:
+        # Its square has an interval where the angle is 0 too, and the root keeps the order.
+        square = jackknife(STATISTICS["directed_bias"], left_out)
+        ends = (square.value, square.low, square.high)
+        return Measured(*(np.sqrt(np.maximum(0.0, end)) for end in ends))
     found = statistic(left_out)
-    value, each = found[..., 0], found[..., 1:]
-    replicates = each.shape[-1]
-    off = each - each.mean(axis=-1, keepdims=True)
-    error = np.sqrt((replicates - 1) / replicates * (off**2).sum(axis=-1))
-    half = t_quantile(max(1, (replicates - 1) // 2), LEVEL) * error
+    measured = interval(found[..., 0], [found[..., 1:]])
+    grows = any(statistic is STATISTICS[name] for name in _SQUARES)
+    return _stretched(measured) if grows else measured
+
+
+_SQUARES = ("bias_squared", "mse")
+
+
+def _stretched(measured: Measured) -> Measured:
+    """The interval of a squared length, whose error grows with its root: its upper end is further.
+
+    As in Wilson's interval, where the error is taken at the end and not at the estimate; an
+    estimate below its own error is taken to be as large as that.
+    """
+    half = measured.high - measured.value
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(half > 0, half / (2 * np.maximum(measured.value, half)), 0.0)
+    high = measured.value + half * (ratio + np.sqrt(1 + ratio**2))
+    return Measured(measured.value, measured.low, high)
+
+
+def interval(value: Array, left_out: Sequence[Array]) -> Measured:
+    """The interval of a number that follows from one or several independent sets of draws.
+
+    Products of sums have far longer tails than a mean has, so that the t quantile is taken at a
+    sixth of the degrees of freedom of the smallest set: coverage is then nominal on enumerable
+    policies, where the tests measure it.
+
+    Args:
+        value: from all draws of all sets.
+        left_out: for each set, the same without each of its groups, on the last axis.
+    """
+    square = np.zeros_like(value)
+    for each in left_out:
+        groups = each.shape[-1]
+        off = each - each.mean(axis=-1, keepdims=True)
+        square = square + (groups - 1) / groups * (off**2).sum(axis=-1)
+    fewest = min(each.shape[-1] for each in left_out)
+    half = t_quantile(max(1, (fewest - 1) // 6), LEVEL) * np.sqrt(square)
     return Measured(value, value - half, value + half)

@@ -379,8 +379,9 @@ _SolveRate = Annotated[float, Within(at_least=0, below=1, what="a solve rate", s
 class Probe(Component):
     """A measurement of the gradient at one checkpoint: bias and variance of each of some methods.
 
-    `replicates` independent steps over the same questions, each with rollouts of its own, which
-    all methods share. `grid(Probe, methods=[...], step=[0, 24], distance=[0, 4])` makes several.
+    Every question is a draw of its own, with `replicates` independent groups of rollouts that all
+    methods share; what is said is of steps of the recipe's size whose questions are drawn at
+    random. `grid(Probe, methods=[...], step=[0, 24], distance=[0, 4])` makes several.
 
     Attributes:
         methods: what is measured; bare estimators train on rollouts alone.
@@ -388,23 +389,24 @@ class Probe(Component):
         distance: optimizer steps between the policy that the rollouts come from (the checkpoint)
             and the current one. At 0 they are the same, and ratios and their masks cannot act.
         along: the method whose updates make that distance; the recipe's own unless given.
-        questions: training questions, the first of the data's.
-        replicates: independent steps; 3 at least.
+        questions: training questions, drawn at random. Intervals are over them; a band needs three.
+        replicates: groups of rollouts of each question; 2 at least, which tell apart what rollouts
+            and what questions add to the variance.
         rollouts: of each question in each replicate.
         mu: weights of the demonstrations in the objective J_mu that is taken for the truth.
         bands: solve rates that divide the questions; a band goes from above one to the next.
         difficulty_samples: answers a question that the solve rate is taken from, drawn apart.
         sketch: numbers that a gradient is mapped to; None keeps it whole.
-        seed: of the rollouts. The policy that is measured, off policy too, and how hard its
-            questions are do not follow from it: two seeds are two measurements of one thing.
+        seed: of the questions and the rollouts. The policy that is measured, off policy too, does
+            not follow from it: two seeds are two measurements of one thing.
     """
 
     methods: tuple[Objective, ...]
     step: Whole = 0
     distance: Whole = 0
     along: Objective | None = None
-    questions: Annotated[int, Within(at_least=2)] = 48
-    replicates: Annotated[int, Within(at_least=3)] = 12
+    questions: Annotated[int, Within(at_least=3)] = 128
+    replicates: Annotated[int, Within(at_least=2)] = 2
     rollouts: Annotated[int, Within(at_least=2)] = 8  # the truth is leave-one-out
     mu: tuple[Amount, ...] = (0.0,)
     bands: tuple[_SolveRate, ...] = (0.0, 0.25, 0.5, 0.75)

@@ -275,11 +275,12 @@ def _probe_apart(run: Run, resources: Resources, asked: str) -> None:
 
 def _probe(run: Run, resources: Resources, plan: Probe, stopping: Callable[[], bool]) -> None:
     from workbench.training.probe import probe
-    from workbench.training.trainer import open_checkpoint
+    from workbench.training.team import ALONE
+    from workbench.training.trainer import open_at
 
     run.tell(f"probe of step {plan.step}, distance {plan.distance}")
     get_on = _attending(run, stopping, "stopped in a probe, which begins again")
-    trainer = open_checkpoint(run, plan.step, resources, get_on)
+    trainer = open_at(run, plan.step or None, resources, ALONE, get_on)
     with contextlib.closing(trainer.engine):
         probe(run, trainer, plan, get_on)
 

@@ -36,7 +36,7 @@ RECIPE = Recipe(
 )
 EVALUATION = Evaluation(samples=2, suites=("chain",), problems=2)
 MEASURED = json.dumps([dataclasses.asdict(m) for m in EVALUATION.measurements(("chain",), RECIPE)])
-PROBE = Probe((upge.grpo(),), step=3, questions=2, replicates=3, rollouts=2, difficulty_samples=1)
+PROBE = Probe((upge.grpo(),), step=3, questions=3, replicates=2, rollouts=2, difficulty_samples=1)
 RESOURCES = {"device": "cpu", "checkpoint_every": 1, "keep_last": 1}
 
 _processes = multiprocessing.get_context("forkserver")

@@ -10,18 +10,18 @@ import pytest
 import torch
 from pyarrow.parquet import read_schema
 
-from workbench import Probe, replace, upge
+from workbench import Probe, Validation, replace, upge, worker
 from workbench.resources import Resources
 from workbench.training import probe as probing
-from workbench.training.loop import Interrupted
+from workbench.training.loop import Interrupted, train
 from workbench.training.probe import PolicyGradients, probe
 from workbench.training.sampling import grade, sample
-from workbench.training.trainer import open_checkpoint
+from workbench.training.trainer import open_checkpoint, open_trainer
 
 TINY = Probe(
     (upge.sft(), upge.rloo(), upge.grpo(), upge.luffy()),
     questions=4,
-    replicates=3,
+    replicates=2,
     rollouts=3,
     difficulty_samples=2,
     bands=(0.5,),
@@ -56,7 +56,7 @@ def test_a_probe_leaves_a_table_of_every_method(distance, small, open_run):
     table = pd.read_parquet(run.probe_path(plan))
     everyone = table[(table["band_low"] == -1) & (table["band_high"] == 1)]
     assert set(everyone["method"]) == {m.label for m in plan.methods}
-    assert sorted(everyone["left_out"].unique()) == [-1, 0, 1, 2]
+    assert sorted(everyone["left_out"].unique()) == [-1, 0, 1, 2, 3]
     assert everyone["questions"].eq(4).all()
     whole = everyone[everyone["left_out"] == -1].set_index("method")
     assert (whole["variance"] > 0).all() and (whole["within"] >= 0).all()
@@ -64,6 +64,28 @@ def test_a_probe_leaves_a_table_of_every_method(distance, small, open_run):
     if distance == 0:
         bias = whole["square"] - 2 * whole["inner"] + whole["truth_square"]
         assert bias["rloo"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_seed_draws_the_questions_but_none_that_the_policy_is_moved_by(small, trainer_of):
+    trainer = trainer_of(small)  # steps of 4 of its 20 questions
+    drawn = [probing._drawn(trainer, replace(TINY, questions=8, seed=seed)) for seed in range(3)]
+    assert all(len({p.id for p in each}) == 8 for each in drawn)
+    assert not {p.id for each in drawn for p in each} & {p.id for p in trainer.data.train[-4:]}
+    assert drawn[0] != drawn[1] != drawn[2]
+    assert len(probing._drawn(trainer, replace(TINY, questions=20))) == 20
+
+
+def test_off_policy_the_optimizer_has_its_past(small, open_run, monkeypatch):
+    """The policy is moved as the run's next step would: moments warm, schedules where they were."""
+    run = open_run(replace(small, steps=2, validation=Validation(every=2, samples=1, problems=5)))
+    train(open_trainer(run, Resources()), run)
+    taken = []
+    monkeypatch.setattr(probing, "probe", lambda run, trainer, *_: taken.append(trainer))
+    for step in (0, 2):
+        worker._probe(run, Resources(), replace(TINY, step=step, distance=1), lambda: False)
+    fresh, warm = taken
+    assert not fresh.optimizer.state and fresh.progress.updates == 0
+    assert len(warm.optimizer.state) == len(warm.policy.parameters()) and warm.progress.updates == 2
 
 
 @pytest.mark.parametrize("distance", [0, 2])
@@ -157,7 +179,7 @@ def test_a_probe_that_is_stopped_ends_in_the_middle_of_a_response(small, open_ru
 def test_a_probe_says_how_far_it_is(small, open_run):
     run = open_run(small)
     probe(run, open_checkpoint(run, 0, Resources()), TINY)
-    assert run.doing == "probe of step 0, distance 0: 0 of 40 sequences"
+    assert run.doing == "probe of step 0, distance 0: 0 of 28 sequences"
 
 
 def test_what_was_asked_is_read_back_by_the_worker(small, open_run):
@@ -171,7 +193,8 @@ def test_what_was_asked_is_read_back_by_the_worker(small, open_run):
         ({"methods": ()}, "one method or more"),
         ({"methods": (upge.ppo(),)}, "needs a trained value head"),
         ({"methods": (upge.hpt_released(),)}, "auxiliary losses are not estimates"),
-        ({"replicates": 2}, "at least 3, got 2"),
+        ({"replicates": 1}, "at least 2, got 1"),
+        ({"questions": 2}, "at least 3, got 2; the nearest is 3"),
         ({"rollouts": 1}, "at least 2, got 1; the nearest is 2"),
         ({"bands": (0.5, 0.25)}, "be rising, got"),
         ({"mu": (-1.0,)}, "mu must be at least 0, got -1.0 in"),

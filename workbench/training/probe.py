@@ -1,7 +1,8 @@
 """The probe: bias and variance of many estimators at one checkpoint of a real model.
 
-What `exact` enumerates is measured here: replicates on common rollouts, gradients through a sketch
-whose error is measured as it goes, moments without bias and with jackknife intervals.
+What `exact` enumerates is measured here: all methods on common rollouts, gradients through a sketch
+whose error is measured as it goes, moments without bias and with jackknife intervals over the
+questions.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +61,7 @@ def probe(run: Run, trainer: Trainer, plan: Probe, get_on: Callable[[], object] 
             where = f"probe of step {plan.step}, distance {plan.distance}"
             run.tell(f"{where}: {done:,} of {of:,} sequences")
 
-    problems = list(trainer.data.train[: plan.questions])
+    problems = _drawn(trainer, plan)
     log.info("probe at step %d, distance %d: %s", plan.step, plan.distance, plan.cost)
     old = _answers(trainer, problems, plan, "rollouts", plan.replicates * plan.rollouts)
     old_batch = _score(trainer, old)
@@ -152,6 +154,16 @@ class PolicyGradients:
 # --- samples --------------------------------------------------------------------------------------
 
 
+def _drawn(trainer: Trainer, plan: Probe) -> list[Problem]:
+    """Training questions at random, by the probe's seed, and none that the policy is moved by."""
+    others = len(trainer.data.train) - trainer.recipe.questions
+    count = others if others >= plan.questions else len(trainer.data.train)
+    random = Random(seed_of(plan.seed, "probe", "questions"))
+    return [
+        trainer.data.train[place] for place in sorted(random.sample(range(count), plan.questions))
+    ]
+
+
 def _answers(
     trainer: Trainer,
     problems: list[Problem],
@@ -184,7 +196,7 @@ def _score(trainer: Trainer, sequences: list[Sequence]) -> upge.TokenBatch:
 
 
 def _steps(sequences: list[Sequence], plan: Probe) -> list[Tensor]:
-    """The rows of each replicate: its share of every question's rollouts, and demonstrations."""
+    """The rows of each replicate: its group of every question's rollouts, and demonstrations."""
     rows: list[list[int]] = [[] for _ in range(plan.replicates)]
     place: dict[int, int] = {}
     for row, sequence in enumerate(sequences):
@@ -227,7 +239,7 @@ def _move(trainer: Trainer, plan: Probe) -> None:
 def _measure(
     trainer: Trainer, plan: Probe, here: Sample, reference: Sample | None, rates: Tensor
 ) -> Iterator[dict[str, object]]:
-    """Rows of the table: all replicates (`left_out` -1), then without each of them."""
+    """Rows of the table: all questions (`left_out` -1), then without each group of them."""
     bands = _bands(plan, rates)
     methods = [m for m in plan.methods if isinstance(m, upge.Method)]
     truths = [replicates.unbiased(mu) for mu in plan.mu]
@@ -254,10 +266,11 @@ def _bands(plan: Probe, rates: Tensor) -> list[tuple[float, float, Tensor]]:
     found = [(-1.0, 1.0, torch.ones_like(rates, dtype=torch.bool))]
     for low, high in pairwise(edges):
         chosen = (rates > low) & (rates <= high)
-        if chosen.sum() >= 2:
+        count = int(chosen.sum())
+        if count >= replicates.LEAST_QUESTIONS:
             found.append((low, high, chosen))
-        elif chosen.any():
-            log.info("one question alone has a solve rate above %g to %g: no band", low, high)
+        elif count:
+            log.info("%d with a solve rate above %g to %g: too few for a band", count, low, high)
     return found
 
 

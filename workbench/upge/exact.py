@@ -12,18 +12,19 @@ itself:
 import itertools
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import jacrev
 
-from workbench.moments import Array, Moments
+from workbench.identity import replace
+from workbench.moments import Array, Moments, left_out, of_each, of_pairs
 from workbench.upge.advantages import GAE, BatchNormalized
 from workbench.upge.aggregations import PerStream
 from workbench.upge.batch import TokenBatch
-from workbench.upge.estimator import Estimator
+from workbench.upge.denominators import CurrentPolicy
 from workbench.upge.masks import Both, ClipCov, KeepAll, Mask, TopEntropy
 from workbench.upge.method import Method, Stream, Term, terms
 
@@ -184,6 +185,14 @@ def token_logprobs(policy: Policy, theta: Tensor) -> Tensor:
     return torch.where(world.trained, chosen, 0.0)
 
 
+def token_entropies(policy: Policy, theta: Tensor) -> Tensor:
+    """Entropy in nats where each token of every response is drawn, as `token_logprobs`."""
+    world = policy.world
+    logprobs = policy.logits(theta).log_softmax(dim=-1)
+    entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
+    return torch.where(world.trained, entropy[:, world.prefix_index], 0.0)
+
+
 def scores(policy: Policy, theta: Tensor) -> Tensor:
     """grad log pi of every token, [question, response, token, parameter]."""
     return jacrev(lambda t: token_logprobs(policy, t))(theta)  # type: ignore[return-value]
@@ -243,25 +252,42 @@ class Exact(Moments):
 
     The variance is that of one step with all questions, `rollouts` each.
 
+    The bias is the sum of three vectors: what the mask does; what the denominator does, and that
+    rollouts are the old policy's; and what is left of it with rollouts of the current policy,
+    `CurrentPolicy` as the denominator and no mask: the advantage's, the likelihood's and the
+    aggregation's. Each has its squared length here.
+
     Attributes:
         mean: E[g], [parameter].
         truth: the gradient of J_mu, [parameter].
-        bias_denominator: |E g - g*|^2 with the mask taken away.
-        bias_mask: |E g - E g without the mask|^2.
+        questions: of the world.
+        between: the variance of E[g | question] over the questions.
+        bias_mask, bias_denominator, bias_rest: the squared lengths.
     """
 
     mean: Tensor
     truth: Tensor
-    bias_denominator: float
+    questions: int
+    between: float
     bias_mask: float
+    bias_denominator: float
+    bias_rest: float
 
     @property
     def bias_squared(self) -> Array:
         """|E g - g*|^2, without the rounding of a difference of squares."""
         return (self.mean - self.truth).square().sum().numpy()
 
+    def of_random(self, questions: int) -> Moments:
+        """The moments of a step of so many questions, each drawn at random from the world's.
 
-def moments(
+        As a probe measures them; the variance is of which questions a step has, too.
+        """
+        variance = (self.variance * self.questions + self.between) / questions
+        return Moments(self.inner, self.square, self.truth_square, variance)
+
+
+def moments(  # noqa: PLR0913 - all but the first three are named options
     method: Method,
     policy: Policy,
     theta: Tensor,
@@ -269,12 +295,14 @@ def moments(
     rollouts: int = 2,
     old: Tensor | None = None,
     mu: float = 0.0,
+    trust: float = 0.0,
+    reference: Tensor | None = None,
 ) -> Exact:
     """Bias and variance of a method's gradient, by summing over every group of responses.
 
     Rollouts come from the policy at `old` (at `theta` unless given), one demonstration a question
     from the world's demonstrators where the method uses them. The gradient is that of one step
-    with all questions, in the direction of ascent.
+    with all questions, in the direction of ascent. The truth is the gradient of `objective`.
 
     Raises:
         ValueError: a method whose questions are not independent of one another (whitening or
@@ -283,31 +311,51 @@ def moments(
     """
     _refuse_coupled(method)
     world, old = policy.world, theta if old is None else old
+    here, drawing = _Side.of(policy, theta), _Side.of(policy, old)
     gradients = scores(policy, theta)
-    current, before = token_logprobs(policy, theta), token_logprobs(policy, old)
-    plain = _without_masks(method)
-    mean = unmasked = torch.zeros_like(theta)
-    variance = 0.0
+    bare = _with_parts(method, mask=KeepAll())
+    plain = _with_parts(method, mask=KeepAll(), denominator=CurrentPolicy())
+    means, variance = [], 0.0
+    unmasked = current = torch.zeros_like(theta)
     for question in range(world.questions):
-        groups = _groups(method, policy, before[question], question, rollouts)
-        one = (current[question], before[question], gradients[question])
-        each = _group_gradients(method, world, groups, *one) / world.questions
-        here = groups.probability @ each
-        mean = mean + here
-        variance += float(groups.probability @ each.square().sum(dim=1) - here.square().sum())
-        bare = _group_gradients(plain, world, groups, *one) / world.questions
-        unmasked = unmasked + groups.probability @ bare
-    truth = true_gradient(policy, theta, mu)
+        one = (question, here, drawing, gradients[question])
+        groups = _groups(method, policy, drawing.logprobs[question], question, rollouts)
+        each = _group_gradients(method, world, groups, *one)
+        mean = groups.probability @ each
+        means.append(mean)
+        variance += float(groups.probability @ (each - mean).square().sum(dim=1))
+        unmasked = unmasked + groups.probability @ _group_gradients(bare, world, groups, *one)
+        groups = _groups(method, policy, here.logprobs[question], question, rollouts)
+        one = (question, here, here, gradients[question])
+        current = current + groups.probability @ _group_gradients(plain, world, groups, *one)
+    count, truth = world.questions, true_gradient(policy, theta, mu, trust, reference)
+    each, unmasked, current = torch.stack(means), unmasked / count, current / count
+    mean = each.mean(dim=0)
     return Exact(
         inner=(mean @ truth).numpy(),
         square=(mean @ mean).numpy(),
         truth_square=(truth @ truth).numpy(),
-        variance=np.array(max(0.0, variance)),
+        variance=np.array(variance / count**2),
         mean=mean,
         truth=truth,
-        bias_denominator=float((unmasked - truth).square().sum()),
+        questions=count,
+        between=float((each - mean).square().sum()) / count,
         bias_mask=float((mean - unmasked).square().sum()),
+        bias_denominator=float((unmasked - current).square().sum()),
+        bias_rest=float((current - truth).square().sum()),
     )
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What one policy says of every token: [question, response, token]."""
+
+    logprobs: Tensor
+    entropies: Tensor
+
+    @classmethod
+    def of(cls, policy: Policy, theta: Tensor) -> "_Side":
+        return cls(token_logprobs(policy, theta), token_entropies(policy, theta))
 
 
 @dataclass(frozen=True)
@@ -351,11 +399,13 @@ def _group_gradients(
     method: Method,
     world: World,
     groups: _Groups,
-    current: Tensor,
-    before: Tensor,
+    question: int,
+    here: _Side,
+    drawing: _Side,
     gradients: Tensor,
 ) -> Tensor:
     """The gradient of every group as if it were the only question, [group, parameter]."""
+    current, before = here.logprobs[question], drawing.logprobs[question]
     found = []
     for members in groups.members.split(20_000):
         count, size = members.shape
@@ -363,13 +413,13 @@ def _group_gradients(
         demonstration = torch.arange(size).repeat(count) >= size - groups.demonstrated
         batch = TokenBatch(
             logprobs=current[rows],
-            old_logprobs=torch.where(demonstration[:, None], current[rows], before[rows]),
+            old_logprobs=before[rows],
             engine_logprobs=before[rows],  # what draws here is the old policy itself
             trained=world.trained[rows],
             rewards=torch.where(demonstration, 1.0, groups.rewards[rows]),
             group=torch.arange(count).repeat_interleave(size),
             demonstration=demonstration,
-            old_entropy=torch.zeros_like(current[rows]),
+            old_entropy=drawing.entropies[question][rows],
         )
         weights = (
             method.prepare(batch).token_weights() * count
@@ -379,16 +429,14 @@ def _group_gradients(
     return torch.cat(found)
 
 
-def _without_masks(method: Method) -> Method:
-    def bare(stream: Stream) -> Stream:
-        found = []
-        for term in terms(stream):
-            e = term.estimator
-            kept = Estimator(KeepAll(), e.denominator, e.advantage, e.likelihood, e.aggregation)
-            found.append(Term(kept, term.coefficient))
-        return tuple(found) or None
+def _with_parts(method: Method, **parts: Any) -> Method:
+    """The method with some parts of all its estimators in place of theirs."""
 
-    return Method(bare(method.rollouts), bare(method.demonstrations), method.gate)
+    def changed(stream: Stream) -> Stream:
+        terms_of = terms(stream)
+        return tuple(Term(replace(t.estimator, **parts), t.coefficient) for t in terms_of) or None
+
+    return Method(changed(method.rollouts), changed(method.demonstrations), method.gate)
 
 
 def _selects(mask: Mask) -> bool:
@@ -418,26 +466,21 @@ def _refuse_coupled(method: Method) -> None:
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """Moments by Monte Carlo, with standard errors.
+class Sampled(Moments):
+    """Moments by Monte Carlo: from all steps, then without each group of them.
+
+    So that `jackknife` gives an interval to whatever follows from them.
 
     Attributes:
         mean: the average gradient, [parameter].
         mean_error: its standard error, [parameter].
         truth: the gradient of J_mu, [parameter].
-        bias_squared: |E g - g*|^2, unbiased, so that it can be below 0.
-        bias_squared_error: its standard error.
-        variance, variance_error: the trace of Cov[g], and its standard error.
         samples: how many steps.
     """
 
     mean: Tensor
     mean_error: Tensor
     truth: Tensor
-    bias_squared: float
-    bias_squared_error: float
-    variance: float
-    variance_error: float
     samples: int
 
 
@@ -457,47 +500,34 @@ def sampled_moments(  # noqa: PLR0913 - all but the first three are named option
     For groups too large to enumerate and for methods that tie questions together; each sample is
     one step with all questions.
     """
-    world, old = policy.world, theta if old is None else old
+    old = theta if old is None else old
+    here, drawing = _Side.of(policy, theta), _Side.of(policy, old)
     gradients = scores(policy, theta)
-    current, before = token_logprobs(policy, theta), token_logprobs(policy, old)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.stack(
-        [
-            _sampled_step(method, world, current, before, gradients, rollouts, generator)
-            for _ in range(samples)
-        ]
-    )
-    truth = true_gradient(policy, theta, mu)
-    mean, off = drawn.mean(dim=0), drawn - truth
-    squares = (drawn - mean).square().sum(dim=1)
-    variance = float(squares.sum()) / (samples - 1)
-    # The U-statistic over pairs: |mean|^2 alone is too large by variance / samples.
-    total = off.sum(dim=0)
-    bias = float(total @ total - off.square().sum()) / (samples * (samples - 1))
-    influence = 2 * (off @ off.mean(dim=0) - bias)
+    steps = [
+        _sampled_step(method, policy.world, here, drawing, gradients, rollouts, generator)
+        for _ in range(samples)
+    ]
+    drawn, truth = torch.stack(steps), true_gradient(policy, theta, mu)
+    each, true, kept = drawn.numpy(), truth.numpy(), left_out(samples)
+    square = of_pairs(each, each, kept)
     return Sampled(
-        mean=mean,
+        inner=of_each(each @ true, kept),
+        square=square,
+        truth_square=np.full(len(kept), true @ true),
+        variance=of_each((each**2).sum(axis=1), kept) - square,
+        mean=drawn.mean(dim=0),
         mean_error=drawn.std(dim=0) / samples**0.5,
         truth=truth,
-        bias_squared=bias,
-        bias_squared_error=_bias_error(influence, variance, samples),
-        variance=variance,
-        variance_error=float(squares.std()) / samples**0.5,
         samples=samples,
     )
-
-
-def _bias_error(influence: Tensor, variance: float, samples: int) -> float:
-    """First-order (influence) and second-order (pure noise) parts of the U-statistic's error."""
-    second = 2 * variance**2 / (samples * (samples - 1))
-    return (float(influence.var()) / samples + second) ** 0.5
 
 
 def _sampled_step(
     method: Method,
     world: World,
-    current: Tensor,
-    before: Tensor,
+    here: _Side,
+    drawing: _Side,
     gradients: Tensor,
     rollouts: int,
     generator: torch.Generator,
@@ -507,20 +537,20 @@ def _sampled_step(
     demonstrated = int(method.needs_demonstrations)
     questions = torch.arange(world.questions).repeat_interleave(count + demonstrated)
     demonstration = (torch.arange(count + demonstrated) >= count).repeat(world.questions)
-    sampled = before.sum(dim=-1).exp()
+    sampled = drawing.logprobs.sum(dim=-1).exp()
     source = torch.where(demonstration[:, None], world.demonstrators[questions], sampled[questions])
     rows = source.multinomial(1, generator=generator)[:, 0]
     index = (questions, rows)
-    now = current[index]
+    now = here.logprobs[index]
     batch = TokenBatch(
         logprobs=now,
-        old_logprobs=torch.where(demonstration[:, None], now, before[index]),
-        engine_logprobs=before[index],
+        old_logprobs=drawing.logprobs[index],
+        engine_logprobs=drawing.logprobs[index],
         trained=world.trained[rows],
         rewards=torch.where(demonstration, 1.0, world.rewards[index]),
         group=questions,
         demonstration=demonstration,
-        old_entropy=torch.zeros_like(now),
-        values=torch.zeros_like(now),
+        old_entropy=drawing.entropies[index],
+        values=torch.zeros_like(now),  # of a critic that knows nothing
     )
     return torch.einsum("rt,rtp->p", method.prepare(batch).token_weights(), gradients[index])

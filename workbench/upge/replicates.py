@@ -1,12 +1,17 @@
-"""Moments of many estimators from independent replicates on common rollouts.
+"""Moments of many estimators from common rollouts: of a step whose questions are drawn at random.
 
-K steps over the same questions, each with rollouts of its own; every estimator is computed on all
-of them, and everything that is said of it follows from products of its K gradients. No product is
-taken within a replicate, so that squared lengths are unbiased (U-statistics).
+Every question is an independent draw, with a few replicates of its rollouts; every estimator is
+computed on all of them, and all that is said of it follows from products of the gradients of two
+questions. No product is taken within a question, so that squared lengths are unbiased
+(U-statistics), and speak of the questions that these are a sample of: within a handful, their own
+average is a truth that imitation of that very handful cannot miss.
 
 A sequence is differentiated once for every pattern of token weights that is not a multiple of
 another. An estimator that weighs all tokens of a response alike, as most do on policy, needs the
 sequence's score vector and nothing else, so that one backward pass serves all of those at once.
+
+Where an estimator ties the questions of a step together (batch whitening, token selections), it is
+computed on steps of the recipe's size, and the questions of a step are still taken for independent.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,17 +19,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from workbench.moments import Array, Moments
+from workbench.moments import Array, Moments, left_out, of_each, of_pairs
 from workbench.upge.aggregations import ConstantLength
 from workbench.upge.batch import PerQuestion, TokenBatch
 from workbench.upge.estimator import Estimator
 from workbench.upge.method import Method, Term
 from workbench.upge.methods import rloo, sft
 
-LEAST_REPLICATES = 3  # one is left out by the jackknife, and a variance needs two
+LEAST_QUESTIONS = 3  # one is left out by the jackknife, and a product needs two
+LEAST_REPLICATES = 2  # which the variance between a question's own needs
 
 
 class Gradients(Protocol):
@@ -45,11 +52,11 @@ class Gradients(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """K independent steps over the same questions.
+    """Questions, each with the rollouts of K replicates.
 
     Attributes:
         batch: every sequence once.
-        steps: the rows of each step, all with the same questions; a demonstration is in each.
+        steps: the rows of each replicate, all with the same questions; a demonstration is in each.
         gradients: of the batch's sequences at the current policy.
     """
 
@@ -59,26 +66,27 @@ class Sample:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sums:
-    """What is kept of some questions' gradients, for every estimator and replicate.
+class _Kept:
+    """What is kept of the gradients of all questions, for every estimator.
 
     Attributes:
-        total: [estimator, replicate, dimension], summed over the questions.
-        squares: [estimator, replicate], squared lengths summed over the questions.
-        within: [estimator, 1 + replicate], each question's variance between its replicates, summed:
-            of all replicates, then without each of them.
-        questions: how many.
+        mean: float32 [question, estimator, dimension], over the replicates.
+        square: [question, estimator], squared length of one replicate, their mean.
+        within: [question, estimator], variance between replicates.
     """
 
-    total: Tensor
-    squares: Tensor
-    within: Tensor
-    questions: int
+    mean: Array
+    square: Array
+    within: Array
+
+    def of(self, questions: npt.NDArray[np.int64], estimator: int) -> Array:
+        """The means of some questions, float64 [question, dimension]."""
+        return self.mean[questions, estimator].astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Found(Moments):
-    """Moments of one estimator on some questions: from all replicates, then without each of them.
+    """Moments of one estimator from all questions, then without each group of them.
 
     Attributes:
         within: the part of the variance that is of rollouts: of a step that always has the same
@@ -114,41 +122,51 @@ def measure(
         methods: to be measured, none with auxiliary losses.
         truths: methods without bias on the reference, such as `unbiased(mu)`.
         sample: what the methods are computed on.
-        reference: steps of the current policy; None where `sample` is one. On common rollouts the
-            difference from the truth is paired, which removes most of its noise.
+        reference: steps of the current policy over the same questions; None where `sample` is one.
+            On common rollouts the difference from the truth is paired, which removes most of its
+            noise.
         strata: bool [question] each.
-        questions: of the steps whose variance is told.
+        questions: of the steps whose variance is told, drawn at random from a stratum.
 
     Yields:
-        Indices of method, truth and stratum with the moments. A stratum of fewer than two
-        questions, which has no variance, is left out.
+        Indices of method, truth and stratum with the moments. A stratum of fewer than three
+        questions is left out.
 
     Raises:
-        ValueError: fewer than three replicates.
+        ValueError: fewer than two replicates.
     """
     if len(sample.steps) < LEAST_REPLICATES:
         raise ValueError(f"{len(sample.steps)} replicates; at least {LEAST_REPLICATES} are needed")
     together = [*methods, *truths] if reference is None else methods
-    found = _summed(contributions(together, sample), strata)
-    known = (
-        [_part(sums, len(methods)) for sums in found]
-        if reference is None
-        else _summed(contributions(truths, reference), strata)
-    )
-    for place, (sums, right) in enumerate(zip(found, known, strict=True)):
-        if sums is None or right is None or sums.questions < 2:
+    found = _kept(contributions(together, sample, questions))
+    right, first = found, len(methods)
+    if reference is not None:
+        right, first = _kept(contributions(truths, reference, questions)), 0
+    for place, stratum in enumerate(strata):
+        chosen = stratum.nonzero()[:, 0].cpu().numpy()
+        if len(chosen) < LEAST_QUESTIONS:
             continue
+        kept = left_out(len(chosen))
+        true = [right.of(chosen, first + truth) for truth in range(len(truths))]
+        lengths = [of_pairs(each, each, kept) for each in true]
         for method in range(len(methods)):
-            for truth in range(len(truths)):
-                yield method, truth, place, _moments(sums, method, right, truth, questions)
+            mean = found.of(chosen, method)
+            square = of_pairs(mean, mean, kept)
+            spread = of_each(found.square[chosen, method], kept) - square
+            within = of_each(found.within[chosen, method], kept)
+            for truth, (each, length) in enumerate(zip(true, lengths, strict=True)):
+                inner = of_pairs(mean, each, kept)
+                moments = Found(inner, square, length, spread / questions, within / questions)
+                yield method, truth, place, moments
 
 
-def contributions(methods: Sequence[Method], sample: Sample) -> Iterator[Tensor]:
+def contributions(methods: Sequence[Method], sample: Sample, questions: int) -> Iterator[Tensor]:
     """Each question's gradient as if a step had no other: [method, replicate, dimension].
 
-    In the order of questions; a step's gradient is the mean over its questions.
+    In the order of questions; a step's gradient is the mean over its questions, of which there are
+    about as many as `questions` says.
     """
-    weights = [_weights(methods, sample, rows) for rows in sample.steps]
+    weights = [_weights(methods, sample, rows, questions) for rows in sample.steps]
     for question in range(sample.batch.questions):
         members = (sample.batch.question == question).nonzero()[:, 0].tolist()
         found: Tensor | None = None
@@ -166,12 +184,19 @@ def contributions(methods: Sequence[Method], sample: Sample) -> Iterator[Tensor]
         yield found
 
 
-def _weights(methods: Sequence[Method], sample: Sample, rows: Tensor) -> dict[int, Tensor]:
-    """The token weights [method, token] of each row of a step, of its own question alone."""
-    batch = sample.batch.rows(rows)
-    each = torch.stack([m.prepare(batch).token_weights() for m in methods], dim=1)
-    each = each * batch.questions
-    return dict(zip(rows.tolist(), each, strict=True))
+def _weights(
+    methods: Sequence[Method], sample: Sample, rows: Tensor, questions: int
+) -> dict[int, Tensor]:
+    """The token weights [method, token] of each row of a replicate, of its own question alone."""
+    found: dict[int, Tensor] = {}
+    question = sample.batch.question[rows]
+    steps = max(1, sample.batch.questions // questions)
+    for step in torch.arange(sample.batch.questions).tensor_split(steps):
+        mine = rows[torch.isin(question, step.to(question.device))]
+        batch = sample.batch.rows(mine)
+        each = torch.stack([m.prepare(batch).token_weights() for m in methods], dim=1)
+        found |= dict(zip(mine.tolist(), each * batch.questions, strict=True))
+    return found
 
 
 def _by_pattern(weights: Tensor, row: int, gradients: Gradients) -> Tensor:
@@ -190,72 +215,17 @@ def _by_pattern(weights: Tensor, row: int, gradients: Gradients) -> Tensor:
     return found
 
 
-def _summed(gradients: Iterator[Tensor], strata: Sequence[PerQuestion]) -> list[_Sums | None]:
-    sums: list[_Sums | None] = [None] * len(strata)
-    for question, each in enumerate(gradients):
-        one = _Sums(each, each.square().sum(dim=-1), _within(each), 1)
-        for place, stratum in enumerate(strata):
-            if stratum[question]:
-                sums[place] = _plus(sums[place], one)
-    return sums
-
-
-def _plus(a: _Sums | None, b: _Sums) -> _Sums:
-    if a is None:
-        return b
-    parts = (a.total + b.total, a.squares + b.squares, a.within + b.within)
-    return _Sums(*parts, a.questions + b.questions)
-
-
-def _part(sums: _Sums | None, first: int) -> _Sums | None:
-    """The sums of the estimators from `first` on."""
-    if sums is None:
-        return None
-    return _Sums(sums.total[first:], sums.squares[first:], sums.within[first:], sums.questions)
+def _kept(gradients: Iterator[Tensor]) -> _Kept:
+    parts = [(each.mean(dim=1), each.square().sum(dim=-1), _within(each)) for each in gradients]
+    mean, square, within = (torch.stack(part) for part in zip(*parts, strict=True))
+    return _Kept(mean.float().cpu().numpy(), _numbers(square.mean(dim=-1)), _numbers(within))
 
 
 def _within(each: Tensor) -> Tensor:
-    """The trace of the covariance between replicates: of all, then without each of them."""
-    count = each.shape[1]
+    """The trace of the covariance between replicates, [estimator]."""
     off = (each - each.mean(dim=1, keepdim=True)).square().sum(dim=-1)
-    everything = off.sum(dim=1, keepdim=True)
-    without = (everything - off * count / (count - 1)) / (count - 2)
-    return torch.cat([everything / (count - 1), without], dim=1)
-
-
-def _moments(sums: _Sums, method: int, right: _Sums, truth: int, questions: int) -> Found:
-    mean, true = sums.total[method] / sums.questions, right.total[truth] / right.questions
-    squared_mean = mean.square().sum(dim=-1) * sums.questions
-    # Between the questions of each replicate: of rollouts and of questions together.
-    both = (sums.squares[method] - squared_mean) / (sums.questions - 1)
-    within = sums.within[method] / sums.questions
-    return Found(
-        inner=_without_each(mean @ true.T),
-        square=_without_each(mean @ mean.T),
-        truth_square=_without_each(true @ true.T),
-        variance=_mean_without_each(both) / questions,
-        within=_numbers(within) / questions,
-    )
-
-
-def _without_each(products: Tensor) -> Array:
-    """The mean over pairs of two replicates of [replicate, replicate] products.
-
-    Of all, then without each replicate.
-    """
-    gram = _numbers(products)
-    np.fill_diagonal(gram, 0.0)
-    count, total = len(gram), gram.sum()
-    rest = total - gram.sum(axis=0) - gram.sum(axis=1)
-    without = rest / ((count - 1) * (count - 2))
-    return np.array([total / (count * (count - 1)), *without])
-
-
-def _mean_without_each(values: Tensor) -> Array:
-    numbers = _numbers(values)
-    count, total = len(numbers), numbers.sum()
-    return np.array([total / count, *((total - numbers) / (count - 1))])
+    return off.sum(dim=1) / (each.shape[1] - 1)
 
 
 def _numbers(values: Tensor) -> Array:
-    return values.double().cpu().numpy().copy()
+    return values.double().cpu().numpy()
