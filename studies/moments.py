@@ -4,7 +4,7 @@
     workbench run studies/moments.py       # train the run, probe it, draw the atlas
     workbench report studies/moments.py    # tables and figures from the records
 
-Every named method, and one-axis variations around GRPO, measured on common rollouts at the base, in
+Every named method, and one-axis variations around them, measured on common rollouts at the base, in
 the middle and at the end of the quickstart's HPT run: on policy, where ratios and their masks
 cannot act, and four optimizer steps off it. By the questions' solve rate, because that is what a
 gate reads.
@@ -57,9 +57,18 @@ around_grpo = [
     upge.Estimator(upge.RatioClip(0.2), upge.Unit(), upge.GroupNormalized()),
 ]
 
+around_others = [
+    upge.sft(upge.SequenceMean()), upge.sft(upge.ConstantLength(1)),
+    upge.reinforce(upge.Reward()), upge.rloo(upge.TokenMean()),
+    upge.dapo(aggregation=upge.SequenceMean()),
+    upge.luffy(likelihood=upge.Plain()), upge.luffy(mask=upge.KeepAll()),
+    upge.off_on(likelihood=upge.Plain()), upge.mix_on(sft_coefficient=1.0),
+    upge.hpt(gate=upge.Switch(at_most=0.25)), upge.hpt(gate=upge.SoftSwitch()),
+]  # fmt: skip
+
 probes = grid(
     Probe,
-    methods=[(*named, *around_grpo)],
+    methods=[(*named, *around_grpo, *around_others)],
     step=[0, STEPS // 2, STEPS],
     distance=[0, 4],
     questions=[128],
