@@ -243,7 +243,7 @@ def test_a_difference_grid_is_on_a_scale_around_nothing(runs: loading.Runs) -> N
 
 def test_a_constant_is_a_line_from_side_to_side_in_its_arms_look(runs: loading.Runs) -> None:
     figure = Figure(
-        "f", make_study(), y="offline/questions", arms=("HPT",), constants={"LUFFY": 1 / 8}
+        "f", make_study(), y="offline/sequences", arms=("HPT",), constants={"LUFFY": 1 / 8}
     )
     found = figure.panels(runs.of(figure.needed))
     line = found.panels[0].lines[-1]  # type: ignore
@@ -267,6 +267,13 @@ def test_a_curve_has_a_t_interval_from_five_seeds_on() -> None:
 def test_a_running_mean_is_taken_of_each_run_by_itself() -> None:
     rows = [("a", 0, 1, 0.0), ("a", 1, 1, 10.0), ("a", 0, 2, 2.0), ("a", 1, 2, 20.0)]
     history = pd.DataFrame(rows, columns=["label", "seed", "step", "reward/mean"])
+def test_the_offline_ratio_is_a_share_of_sequences_as_luffys_is(runs: loading.Runs) -> None:
+    outputs = {each.name: each for each in paper(make_study(), METHODS, gates={"HPT": "0.0"})}
+    labels = [panel.y_label for panel in outputs["figure-6"].panels(runs).panels]  # type: ignore
+    labels += [panel.y_label for panel in outputs["figure-8"].panels(runs).panels]  # type: ignore
+    assert labels == ["Offline data ratio (share of sequences)", "", "share of sequences"]
+
+
     found = analysis.curves(history, "step", "reward/mean", smooth=3)
     assert found["mean"].tolist() == [8.0, 8.0]
 
