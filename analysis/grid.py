@@ -81,7 +81,8 @@ class RolloutGrid(Drawing):
         questions = f"{of[1]}: {len(values)} questions" if of[1] else f"{len(values)} questions"
         if not self.minus:
             return Heat(title, "Epoch", questions, values, "Correct rollouts (share)")
-        ours, theirs = (looks([each])[each].color for each in (self.arms[0], self.minus))
+        styles = looks(self.study.recipes)
+        ours, theirs = (styles[each].color for each in (self.arms[0], self.minus))
         what = f"Correct rollouts, {' or '.join(self.arms)} minus {self.minus} (share)"
         return Heat(title, "Epoch", questions, values, what, (-1.0, 1.0), (theirs, _NEITHER, ours))
 

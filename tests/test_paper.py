@@ -1,5 +1,6 @@
 """The paper's tables and figures, from small run directories of plausible numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +240,20 @@ def test_a_difference_grid_is_on_a_scale_around_nothing(runs: loading.Runs) -> N
     assert heat.ends == (-1.0, 1.0)
     assert heat.colors == (looks(["GRPO"])["GRPO"].color, "#ffffff", looks(["HPT"])["HPT"].color)
     assert np.nanmax(np.abs(heat.values)) == 0  # both met the same questions with the same luck
+
+
+def test_two_arms_of_names_that_nobody_knows_differ_in_colour(tmp_path: Path) -> None:
+    recipes = make_study().recipes
+    study = replace(
+        make_study(), arms={"mine": recipes["GRPO"], "yours": recipes["HPT"]}, seeds=(0,)
+    )
+    for cell in make_study(arms=("GRPO", "HPT"), seeds=(0,)).cells:
+        record_run(study, cell, run_of(tmp_path, cell.recipe, cell.seed))
+    drawing = RolloutGrid("f", study, "mine", arms=("yours",))
+    heat = drawing.panels(loading.runs(study, tmp_path)).panels[0]
+    styles = looks(["mine", "yours"])
+    assert heat.colors == (styles["mine"].color, "#ffffff", styles["yours"].color)  # type: ignore
+    assert styles["mine"].color != styles["yours"].color
 
 
 def test_a_constant_is_a_line_from_side_to_side_in_its_arms_look(runs: loading.Runs) -> None:
