@@ -31,7 +31,9 @@ from workbench.rules import Count
 from workbench.schema import METRICS, VALIDATION_LEVEL, Metric
 from workbench.study import flatten
 
-_ROUNDING = 1e-3  # of the old policy's log-probabilities where they were taken in another pass
+# What rounding leaves of a number, as a share of it, where the old policy's log-probabilities were
+# taken in another pass; and of what is 0, such as a KL.
+_ROUNDING, _NOTHING = 1e-3, 1e-5
 
 
 @dataclass(frozen=True)
@@ -348,7 +350,10 @@ def _one_number(lines: Sequence[Line]) -> float | None:
     drawn = [line.y for line in lines] + [y for line in lines for _, y in line.runs]
     every = np.concatenate(drawn)
     low, high = float(np.nanmin(every)), float(np.nanmax(every))
-    return round(high, 3) if high - low <= _ROUNDING * max(1.0, abs(high)) else None
+    size = max(abs(low), abs(high))
+    if high - low > max(_ROUNDING * size, _NOTHING):
+        return None
+    return 0.0 if size <= _NOTHING else float(f"{high:.3g}")
 
 
 def _lines(

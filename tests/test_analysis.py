@@ -459,3 +459,26 @@ def test_panels_in_which_all_arms_are_one_number_become_a_note(runs: loading.Run
     alone = Figure("f", make_study(), y="policy/kl_old").panels(flat)
     assert len(alone.panels) == 1
     assert "policy/kl_old" not in Dynamics("d", make_study()).panels(flat).metrics
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "number"),
+    [
+        (0.0, 5e-4, None),  # a KL, or one token in 2,000 masked
+        (1e-4, 3e-4, None),
+        (0.0, 8e-6, 0.0),
+        (0.9995, 1.0004, 1.0),
+        (5e-4, 5e-4, 5e-4),
+        (0.99, 1.0, None),
+    ],
+)
+def test_one_number_is_told_from_small_ones_but_not_from_rounding(
+    runs: loading.Runs, low: float, high: float, number: float | None
+) -> None:
+    near = copy.copy(runs)
+    values = np.resize([low, high], len(runs.history))
+    vars(near)["history"] = runs.history.assign(**{"policy/kl_old": values})
+    found = Figure("f", make_study(), y=("reward/mean", "policy/kl_old")).panels(near)
+    assert len(found.panels) == (2 if number is None else 1)
+    shown = "" if number is None else f"KL to the old policy {number:g}."
+    assert shown in found.note
