@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.bootstrap import DRAWS, Draws, mean_over_problems
-from analysis.intervals import FEW, SEEDS, Interval, explain, over_seeds
+from analysis.intervals import SEEDS, Interval, explain, number_of_seeds, over_seeds
 from analysis.load import Runs, suites_of, untrained
 from analysis.metrics import axis_label, metric
 from analysis.output import Tabular
@@ -305,8 +305,7 @@ _HEADS = [
 
 
 def _seeds(n: int) -> Entry:
-    few = ", descriptive" if n < FEW else ""
-    return Entry(f"n = {n}{few}" if n else NOTHING, float(n))
+    return Entry(number_of_seeds([n]) if n else NOTHING, float(n))
 
 
 def between(found: Interval, shown: str) -> Entry:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from analysis.intervals import FEW, SEEDS, explain
+from analysis.intervals import FEW, SEEDS, explain, number_of_seeds
 from analysis.load import Runs, pick, share_of
 from analysis.metrics import STEP, axis_label, level_of, metric
 from analysis.output import Output
@@ -72,7 +72,7 @@ class Drawing(Output):
 class Figure(Drawing):
     """Metrics of training against the step, or against each other, one panel for each.
 
-    With five seeds or more a line has its t interval as a band; with fewer, each seed is drawn.
+    Each seed is drawn faintly, and with five or more a line has its t interval as a band.
 
     Attributes:
         x: `step` or any metric, such as `budget/sampled_tokens`.
@@ -233,8 +233,9 @@ class PassAtK(Drawing):
             else:
                 left_out.append(f"no run is evaluated on {suite}")
         notes = [*explain(counts, "Band"), *_missing(runs)]
-        if any(line.runs for panel in panels for line in panel.lines):
-            notes.insert(0, "Line: mean over seeds. Faint: each seed.")
+        each = [len(line.runs) for panel in panels for line in panel.lines if line.runs]
+        if each:
+            notes.insert(0, f"Line: mean over seeds ({number_of_seeds(each)}). Faint: each seed.")
         if self.estimator != UNBIASED:
             notes.append("Drawn with replacement, as in the paper: biased low where k is near n.")
         return Panels(tuple(panels), "\n".join(notes), tuple(left_out))
@@ -359,11 +360,12 @@ def _one_number(lines: Sequence[Line]) -> float | None:
 def _lines(
     history: pd.DataFrame, labels: Sequence[str], curve: Curve, keys: Mapping[str, str]
 ) -> tuple[Line, ...]:
-    """A line for each arm that has a curve: its mean at every step, with each run or a band.
+    """A line for each arm that has a curve: its mean at every step, each run, and maybe a band.
 
+    Several runs are smoothed as their mean is; one is shown at every step beside its running mean.
     Against a metric that stays what it is (the tokens that SFT samples), an arm has none.
     """
-    points = smoothed(history, curve.x, curve.y)
+    points = {n: smoothed(history, curve.x, curve.y, n) for n in (1, curve.smooth)}
     means = curves(history, curve.x, curve.y, curve.smooth)
     lines = []
     for label in labels:
@@ -371,11 +373,11 @@ def _lines(
         if mean.empty or (curve.x != STEP.key and len(mean) > 1 and len(set(mean["x"])) == 1):
             continue
         x, y, low, high = (mean[n].to_numpy("float64") for n in ("x", "mean", "low", "high"))
-        runs = [_xy(run) for _, run in pick(points, label=label).groupby("seed", sort=True)]
-        banded = len(runs) >= FEW
-        band = (low, high) if banded else None
-        seen = () if banded else tuple(runs)
-        lines.append(Line(label, keys.get(label, label), x, y, band, seen, len(runs)))
+        several = mean["n"].max() > 1
+        mine = pick(points[curve.smooth if several else 1], label=label)
+        runs = [_xy(run) for _, run in mine.groupby("seed", sort=True)]
+        band = (low, high) if len(runs) >= FEW else None
+        lines.append(Line(label, keys.get(label, label), x, y, band, tuple(runs), len(runs)))
     return tuple(lines)
 
 
@@ -389,19 +391,14 @@ def _lines_note(panels: Sequence[Panel], smooths: Sequence[int]) -> list[str]:
     counts = sorted({line.n for line in lines})
     if not counts:
         return []
-    running = f", running mean of {max(smooths)} steps" if max(smooths) > 1 else ""
-    if running and min(smooths) < max(smooths):
-        running += " where every step is measured"
-    if counts[-1] == 1:
-        return [f"Line: one seed{running}." + (" Faint: every step." if running else "")]
-    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    notes = [f"Line: mean over seeds (n = {n}){running}."]
+    one, n = counts[-1] == 1, number_of_seeds(counts)
+    note = f"Line: one seed ({n})." if one else f"Line: mean over seeds ({n}). Faint: each seed."
+    if max(smooths) > 1:
+        where = " where every step is measured" if min(smooths) < max(smooths) else ""
+        running = f"Running means of {max(smooths)} steps{where}."
+        note = f"{note} {running}{' Faint: every step.' if one else ''}"
     bands = {(SEEDS, line.n) for line in lines if line.band is not None}
-    if bands:
-        notes += explain(bands, "Band")
-    if any(line.runs for line in lines):
-        notes[0] += " Faint: each seed."
-    return notes
+    return [note, *explain(bands, "Band")]
 
 
 def _missing(runs: Runs) -> list[str]:

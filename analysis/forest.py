@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Page
 
 from analysis.comparison import PASS_AT_K, Comparison
-from analysis.intervals import FEW
+from analysis.intervals import number_of_seeds
 from analysis.load import Runs
 from analysis.style import looks
 from workbench.passk import LEVEL
@@ -62,11 +62,9 @@ def _x_label(comparison: Comparison) -> str:
 
 
 def _note(comparison: Comparison, shown: pd.DataFrame) -> str:
-    counts = sorted({int(n) for n in shown["n"]})
-    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    few = ", descriptive" if counts[0] < FEW else ""
+    n = number_of_seeds(map(int, shown["n"]))
     lines = [
-        f"Points: each seed. Thick: {LEVEL:.0%} t interval over seeds (n = {n}{few}).",
+        f"Points: each seed. Thick: {LEVEL:.0%} t interval over seeds ({n}).",
         f"Filled: Holm p at most {comparison.alpha:g} over {comparison.size} comparisons.",
     ]
     if any(not isnan(each.low) for each in shown["problems"]):

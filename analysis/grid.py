@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figure import Drawing, Panels
+from analysis.intervals import number_of_seeds
 from analysis.load import Runs, pick
 from analysis.panel import Heat
 from analysis.quantities import rollout_accuracy, rollout_difference
@@ -90,9 +91,8 @@ class RolloutGrid(Drawing):
         shared = [set(runs.seeds(label)) for label in labels]
         if self.minus:
             shared = [seeds & set(runs.seeds(self.minus)) for seeds in shared]
-        counts = sorted({len(seeds) for seeds in shared})
-        n = " to ".join(str(each) for each in dict.fromkeys((counts[0], counts[-1])))
-        return f"Mean over seeds (n = {n}); questions sorted by their mean; grey: not met."
+        n = number_of_seeds(map(len, shared))
+        return f"Mean over seeds ({n}); questions sorted by their mean; grey: not met."
 
 
 def _sorted_grid(cells: pd.DataFrame, epochs: int) -> FloatArray:

@@ -92,8 +92,7 @@ def explain(counts: Iterable[tuple[str, int]], mark: str) -> list[str]:
     level = f"{LEVEL:.0%} t interval"
     notes = []
     if seeds:
-        few = ", descriptive" if min(seeds) < FEW else ""
-        notes.append(f"{mark}: {level} over seeds (n = {_numbers(seeds)}{few}).")
+        notes.append(f"{mark}: {level} over seeds ({number_of_seeds(seeds)}).")
     if problems:
         one = "one run: " if seeds else ""
         what = f"{one}{level} over problems (n = {_numbers(problems)}), not over training runs."
@@ -104,6 +103,12 @@ def explain(counts: Iterable[tuple[str, int]], mark: str) -> list[str]:
             "not over training runs or problems."
         )
     return notes
+
+
+def number_of_seeds(counts: Iterable[int]) -> str:
+    """How many seeds numbers are of: `n = 5 to 8`, and `n = 3, descriptive` where they are few."""
+    found = sorted(set(counts))
+    return f"n = {_numbers(found)}{', descriptive' if found[0] < FEW else ''}"
 
 
 def _numbers(counts: list[int]) -> str:

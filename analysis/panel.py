@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
-from math import ceil
+from math import ceil, sqrt
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -38,13 +38,14 @@ _HANDLE, _CHARACTER = 0.62, 0.065  # widths in a legend: a line with its gaps, a
 _SMALL_CHARACTER = 0.05  # and a letter's of the note
 
 _DENSE = 30  # points from which a line is thinner and has few markers
+_FEW_RUNS = 3  # up to which a run's own line is as wide as it may be
 
 _UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 
 
 @dataclass(frozen=True)
 class Line:
-    """The mean of an arm, with its band or the runs that it is the mean of.
+    """The mean of an arm, with its band and the runs that it is the mean of.
 
     Attributes:
         label: the arm.
@@ -393,9 +394,10 @@ def _tick(value: float, _: object) -> str:
 
 
 def _draw_line(ax: Axes, line: Line, look: Look, number: int) -> None:
-    """The mean over its runs; HPT's wider line lies on top."""
+    """The mean over its runs, which are thinner where they are many; HPT's wider line is on top."""
+    width = 0.6 * sqrt(min(1.0, _FEW_RUNS / max(1, len(line.runs))))
     for x, y in line.runs:
-        ax.plot(x, y, color=look.color, alpha=0.22, linewidth=0.6, zorder=2.5)
+        ax.plot(x, y, color=look.color, alpha=0.22, linewidth=width, zorder=2.5)
     style = look.line()
     if len(line.x) > _DENSE:
         style["linewidth"] *= 0.8

@@ -258,6 +258,9 @@ def test_a_line_is_the_mean_of_its_runs(runs: loading.Runs) -> None:
     assert line.y == pytest.approx(np.mean([y for _, y in line.runs], axis=0))
     assert (panel.x_label, panel.y_label) == ("Step", "Training reward")
     assert len(line.runs) == 3
+    assert (
+        "mean over seeds (n = 2 to 3, descriptive)" in Figure("f", make_study()).panels(runs).note
+    )
 
 
 def test_a_smooth_line_is_a_running_mean_over_faint_runs(runs: loading.Runs) -> None:
@@ -266,7 +269,8 @@ def test_a_smooth_line_is_a_running_mean_over_faint_runs(runs: loading.Runs) -> 
     smooth = found.panels[0].lines[0]
     assert smooth.y[10] == pytest.approx(rough.y[8:13].mean())
     assert smooth.y[0] == pytest.approx(rough.y[:3].mean())
-    assert "running mean of 5 steps" in found.note
+    assert "Running means of 5 steps." in found.note
+    assert smooth.runs[0][1][10] == pytest.approx(rough.runs[0][1][8:13].mean())
 
 
 def test_an_arm_that_stays_where_it_is_has_no_curve(runs: loading.Runs) -> None:

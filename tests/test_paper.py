@@ -228,7 +228,7 @@ def test_a_grid_has_a_row_a_question_sorted_and_a_panel_a_level(runs: loading.Ru
     for heat in found.panels:
         assert isinstance(heat, Heat)
         assert np.all(np.diff(np.nanmean(heat.values, axis=1)) <= 0)
-    assert "n = 3" in found.note
+    assert "n = 3, descriptive" in found.note
     nothing = RolloutGrid("f", make_study(), arms=("SFT",))
     assert nothing.panels(runs.of(nothing.needed)).left_out == ("SFT has no rollouts",)
 
@@ -267,6 +267,13 @@ def test_a_constant_is_a_line_from_side_to_side_in_its_arms_look(runs: loading.R
     assert "Constant: LUFFY 0.125." in found.note
 
 
+def test_the_offline_ratio_is_a_share_of_sequences_as_luffys_is(runs: loading.Runs) -> None:
+    outputs = {each.name: each for each in paper(make_study(), METHODS, gates={"HPT": "0.0"})}
+    labels = [panel.y_label for panel in outputs["figure-6"].panels(runs).panels]  # type: ignore
+    labels += [panel.y_label for panel in outputs["figure-8"].panels(runs).panels]  # type: ignore
+    assert labels == ["Offline data ratio (share of sequences)", "", "share of sequences"]
+
+
 def test_a_curve_has_a_t_interval_from_five_seeds_on() -> None:
     seeds = [[1.0, 2.0], [2.0, 3.0], [3.0, 4.0], [4.0, 5.0], [5.0, 6.0]]
     rows = [("HPT", seed, step, y) for seed, ys in enumerate(seeds) for step, y in enumerate(ys)]
@@ -282,13 +289,6 @@ def test_a_curve_has_a_t_interval_from_five_seeds_on() -> None:
 def test_a_running_mean_is_taken_of_each_run_by_itself() -> None:
     rows = [("a", 0, 1, 0.0), ("a", 1, 1, 10.0), ("a", 0, 2, 2.0), ("a", 1, 2, 20.0)]
     history = pd.DataFrame(rows, columns=["label", "seed", "step", "reward/mean"])
-def test_the_offline_ratio_is_a_share_of_sequences_as_luffys_is(runs: loading.Runs) -> None:
-    outputs = {each.name: each for each in paper(make_study(), METHODS, gates={"HPT": "0.0"})}
-    labels = [panel.y_label for panel in outputs["figure-6"].panels(runs).panels]  # type: ignore
-    labels += [panel.y_label for panel in outputs["figure-8"].panels(runs).panels]  # type: ignore
-    assert labels == ["Offline data ratio (share of sequences)", "", "share of sequences"]
-
-
     found = analysis.curves(history, "step", "reward/mean", smooth=3)
     assert found["mean"].tolist() == [8.0, 8.0]
 
