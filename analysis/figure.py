@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.intervals import FEW, SEEDS, explain, number_of_seeds
-from analysis.load import Runs, pick, share_of
+from analysis.load import Runs, level_title, pick, share_of
 from analysis.metrics import STEP, axis_label, level_of, metric
 from analysis.output import Output
 from analysis.panel import Drawn, Line, Panel
@@ -28,7 +28,7 @@ from analysis.scores import check_samples
 from workbench.identity import nearest
 from workbench.passk import FloatArray
 from workbench.rules import Count
-from workbench.schema import METRICS, VALIDATION_LEVEL, Metric
+from workbench.schema import METRICS, VALIDATION_LEVEL
 from workbench.study import flatten
 
 # What rounding leaves of a number, as a share of it, where the old policy's log-probabilities were
@@ -142,7 +142,7 @@ class LearningCurves(Drawing):
         overall = "validation/pass_at_1"
         levels = sorted(level for key in runs.history if (level := level_of(key)) is not None)
         titles = {overall: "All levels"}
-        titles |= {VALIDATION_LEVEL.format(level=n): f"Level {n}" for n in levels}
+        titles |= {VALIDATION_LEVEL.format(level=n): level_title(self.study, n) for n in levels}
         drawn = [Curve(STEP.key, key) for key in titles]
         found = _of_history(runs, drawn, self.keys(runs.labels), level=True)
         name = axis_label(METRICS[overall])
@@ -285,13 +285,11 @@ class GateDecisions(Drawing):
         mine = runs.of(gated)
         history = gate_decisions(mine.questions)
         levels = sorted(int(key.rpartition("_")[2]) for key in history if key.startswith("gate/"))
-        of = {
-            Metric(f"gate/level_{n}", f"Level {n}" if n else "No level", "share"): n for n in levels
-        }
         panels = []
-        for each in of:
-            lines = _lines(history, mine.labels, Curve(STEP.key, each.key, self.smooth), {})
-            panels.append(Panel(each.label, STEP.label, _GATED, lines, y_range=(-0.04, 1.04)))
+        for n in levels:
+            curve = Curve(STEP.key, f"gate/level_{n}", self.smooth)
+            lines, title = _lines(history, mine.labels, curve, {}), level_title(self.study, n)
+            panels.append(Panel(title, STEP.label, _GATED, lines, y_range=(-0.04, 1.04)))
         notes = [*_lines_note(panels, [self.smooth]), *_missing(mine)]
         return Panels(tuple(panels), "\n".join(notes))
 

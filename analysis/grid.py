@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.figure import Drawing, Panels
 from analysis.intervals import number_of_seeds
-from analysis.load import Runs, pick
+from analysis.load import Runs, level_title, pick
 from analysis.panel import Heat
 from analysis.quantities import rollout_accuracy, rollout_difference
 from analysis.style import looks
@@ -78,7 +78,7 @@ class RolloutGrid(Drawing):
 
     def _heat(self, cells: pd.DataFrame, of: tuple[int, str], epochs: int) -> Heat:
         values = _sorted_grid(cells, epochs)
-        title = f"Level {of[0]}" if of[0] else "No level"
+        title = level_title(self.study, of[0])
         questions = f"{of[1]}: {len(values)} questions" if of[1] else f"{len(values)} questions"
         if not self.minus:
             return Heat(title, "Epoch", questions, values, "Correct rollouts (share)")

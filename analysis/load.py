@@ -253,6 +253,15 @@ def suites_of(study: Study) -> Suites:
     return Suites(tuple(inside), tuple(outside))
 
 
+def level_title(study: Study, level: int) -> str:
+    """A difficulty level, with the kind of its problems where the study's data names it."""
+    if not level:
+        return "No level"
+    named = [loaders.kinds(recipe.data) for recipe in study.recipes.values()]
+    kind = next((each[level] for each in named if level in each), "")
+    return f"Level {level}: {kind}" if kind else f"Level {level}"
+
+
 def untrained(recipe: Recipe) -> bool:
     """Whether the recipe is its base model as it is, the same for every seed."""
     return recipe.method is None and recipe.start is None

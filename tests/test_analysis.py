@@ -299,7 +299,14 @@ def test_colors_may_stand_for_a_field_of_the_recipe() -> None:
 
 def test_learning_curves_have_a_panel_for_each_level(runs: loading.Runs) -> None:
     panels = LearningCurves("l", make_study()).panels(runs).panels
-    assert [panel.title for panel in panels] == ["All levels", *(f"Level {n}" for n in range(1, 6))]
+    assert [panel.title for panel in panels] == [
+        "All levels",
+        "Level 1: chain",
+        "Level 2: long_chain",
+        "Level 3: precedence",
+        "Level 4: nesting",
+        "Level 5: composed",
+    ]
     assert {panel.y_label for panel in panels} == {"Validation accuracy (share)"}
 
 
