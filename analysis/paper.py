@@ -25,6 +25,7 @@ RATIOS = (
     "ratio/clip_fraction",
     "policy/kl_old",
 )
+GRADIENT = ("grad/variance", "grad/noise_scale", "grad/cosine_sft_rl", "grad/share_sft")
 SPEED = ("time/step", "time/rollout", "time/update", "time/tokens_per_second")
 
 
@@ -130,7 +131,7 @@ def thresholds(study: Study, rows: Mapping[str, str]) -> tuple[Output, ...]:
 
 
 def dynamics(study: Study, arms: Sequence[str] = ()) -> tuple[Output, ...]:
-    """Training dynamics beyond the paper: solve rates, gate decisions, ratios and speed."""
+    """Training dynamics beyond the paper: solve rates, gate, ratios, gradients and speed."""
     return (
         Figure(
             "solve-rates",
@@ -148,6 +149,14 @@ def dynamics(study: Study, arms: Sequence[str] = ()) -> tuple[Output, ...]:
             arms=arms,
             smooth=SMOOTH,
             title="Importance ratios and clipping",
+        ),
+        Figure(
+            "gradient",
+            study,
+            y=GRADIENT,
+            arms=arms,
+            smooth=SMOOTH,
+            title="Noise of a step's gradient, and how its two parts lie",
         ),
         Figure("speed", study, y=SPEED, arms=arms, smooth=SMOOTH, title="Time of a step"),
     )

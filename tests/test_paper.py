@@ -1,5 +1,6 @@
 """The paper's tables and figures, from small run directories of plausible numbers."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from analysis import (
     PassAtK,
     RolloutGrid,
     Table,
+    dynamics,
     paper,
     report,
 )
@@ -272,6 +274,21 @@ def test_the_offline_ratio_is_a_share_of_sequences_as_luffys_is(runs: loading.Ru
     labels = [panel.y_label for panel in outputs["figure-6"].panels(runs).panels]  # type: ignore
     labels += [panel.y_label for panel in outputs["figure-8"].panels(runs).panels]  # type: ignore
     assert labels == ["Offline data ratio (share of sequences)", "", "share of sequences"]
+
+
+def test_gradient_statistics_are_drawn_for_the_arms_that_have_them(runs: loading.Runs) -> None:
+    figure = next(each for each in dynamics(make_study()) if each.name == "gradient")
+    measured = copy.copy(runs)
+    steps = runs.history["step"].astype("float64")
+    columns = {
+        "grad/variance": steps,
+        "grad/share_sft": steps.where(runs.history["label"] == "HPT"),
+    }
+    vars(measured)["history"] = runs.history.assign(**columns)
+    found = figure.panels(measured)  # type: ignore
+    assert found.metrics == ("grad/variance", "grad/share_sft")
+    shown = [[line.label for line in panel.lines] for panel in found.panels]
+    assert shown == [["SFT", "GRPO", "SFT->GRPO", "LUFFY", "SRFT", "HPT"], ["HPT"]]
 
 
 def test_a_curve_has_a_t_interval_from_five_seeds_on() -> None:
