@@ -290,7 +290,7 @@ class GateDecisions(Drawing):
             curve = Curve(STEP.key, f"gate/level_{n}", self.smooth)
             lines, title = _lines(history, mine.labels, curve, {}), level_title(self.study, n)
             panels.append(Panel(title, STEP.label, _GATED, lines, y_range=(-0.04, 1.04)))
-        notes = [*_lines_note(panels, [self.smooth]), *_missing(mine)]
+        notes = [*_lines_note(panels, [self.smooth]), *_starts(mine, panels), *_missing(mine)]
         return Panels(tuple(panels), "\n".join(notes))
 
 
@@ -337,7 +337,8 @@ def _of_history(
         else:
             against = f" at more than one value of {x.key}" if x != STEP else ""
             left_out.append(f"no run has the metric {y.key}{against}")
-    notes = [*_lines_note(panels, [curve.smooth for curve in drawn]), *_missing(runs)]
+    notes = [*_lines_note(panels, [curve.smooth for curve in drawn]), *_starts(runs, panels)]
+    notes += _missing(runs)
     if flat:
         said = ", ".join(f"{name} {number:g}" for name, number in flat.items())
         notes.append(f"The same for all arms throughout: {said}.")
@@ -397,6 +398,10 @@ def _lines_note(panels: Sequence[Panel], smooths: Sequence[int]) -> list[str]:
         note = f"{note} {running}{' Faint: every step.' if one else ''}"
     bands = {(SEEDS, line.n) for line in lines if line.band is not None}
     return [note, *explain(bands, "Band")]
+
+
+def _starts(runs: Runs, panels: Sequence[Panel]) -> list[str]:
+    return runs.starts(line.label for panel in panels for line in panel.lines)
 
 
 def _missing(runs: Runs) -> list[str]:

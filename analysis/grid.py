@@ -92,7 +92,9 @@ class RolloutGrid(Drawing):
         if self.minus:
             shared = [seeds & set(runs.seeds(self.minus)) for seeds in shared]
         n = number_of_seeds(map(len, shared))
-        return f"Mean over seeds ({n}); questions sorted by their mean; grey: not met."
+        note = f"Mean over seeds ({n}); questions sorted by their mean; grey: not met."
+        others = [self.minus] if self.minus else []
+        return "\n".join([note, *runs.starts([*labels, *others])])
 
 
 def _sorted_grid(cells: pd.DataFrame, epochs: int) -> FloatArray:

@@ -169,6 +169,24 @@ class Runs:
         """The seeds of an arm's finished runs."""
         return tuple(each.cell.seed for each in self.kept if each.cell.label == label)
 
+    def starts(self, labels: Iterable[str]) -> list[str]:
+        """Where those of some arms start that start at a checkpoint of another run."""
+        found = []
+        for label in dict.fromkeys(labels):
+            start = self.study.recipes[label].start
+            if start is not None:
+                origin = self._name_of(start.recipe)
+                found.append(
+                    f"{label}: starts at step {start.step} of {origin}; its own steps are drawn."
+                )
+        return found
+
+    def _name_of(self, recipe: Recipe) -> str:
+        """The arm that a recipe is, or its method where it is none."""
+        assert recipe.method is not None
+        names = (label for label, each in self.study.recipes.items() if each == recipe)
+        return next(names, recipe.method.label)
+
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row for each label, seed and step, one column for each metric; NaN where absent."""

@@ -11,7 +11,7 @@ import pytest
 from small import ARMS, STEPS, SUITES, make_study, record, record_run
 
 import analysis
-from analysis import Dynamics, Figure, LearningCurves, PassAtK, Table, report
+from analysis import Dynamics, Figure, LearningCurves, PassAtK, RolloutGrid, Table, report
 from analysis import load as loading
 from analysis.intervals import over_problems, over_seeds
 from analysis.metrics import compact, metric
@@ -288,6 +288,21 @@ def test_a_metric_that_no_run_has_is_left_out_and_named(runs: loading.Runs) -> N
     shown = Dynamics("d", make_study()).panels(runs)
     assert "Loss of active demonstrations" not in [panel.title for panel in shown.panels]
     assert "1 of 19 runs is missing." in shown.note
+
+
+def test_a_start_at_another_runs_checkpoint_is_told(runs: loading.Runs) -> None:
+    note = "SFT->GRPO: starts at step 60 of SFT; its own steps are drawn."
+    study = make_study()
+    for figure in (Figure("f", study), LearningCurves("l", study), Dynamics("d", study)):
+        assert note in figure.panels(runs).note.splitlines()
+    for grid in (
+        RolloutGrid("g", study, arms=("SFT->GRPO",)),
+        RolloutGrid("g", study, "SFT->GRPO", arms=("HPT",)),
+    ):
+        assert note in grid.panels(runs.of(grid.needed)).note.splitlines()
+    assert "starts" not in Figure("f", study).panels(runs.of(("HPT", "SFT"))).note
+    alone = make_study(arms=("SFT->GRPO",))  # SFT is no arm of it
+    assert loading.runs(alone, runs.frames.root).starts(["SFT->GRPO"]) == [note]
 
 
 def test_colors_may_stand_for_a_field_of_the_recipe() -> None:
