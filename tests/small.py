@@ -109,6 +109,7 @@ def record_training(cell: Cell, run: Run, random: np.random.Generator) -> None:
                 "step": step,
                 "epoch": 0,
                 "questions": [f"q{step}", f"q{step + 1}"],
+                "levels": [step % 5 + 1, (step + 1) % 5 + 1],
                 "correct": [None, None] if cell.label == "SFT" else [3, 8],
                 "rollouts": 8,
                 "alpha": [0.0, 1.0],

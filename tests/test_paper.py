@@ -29,6 +29,8 @@ from analysis.published import TABLES
 from analysis.style import looks
 from workbench import upge
 from workbench.passk import t_quantile
+from workbench.problems import Corpus, Rows
+from workbench.problems.loaders import load
 from workbench.recipe import Data, Evaluation, Recipe
 from workbench.records import run_of, write_lines
 from workbench.schema import File
@@ -342,6 +344,48 @@ def test_some_arms_alone_are_shown_in_the_colours_that_they_always_have(runs: lo
     assert [line.label for line in panel.lines] == ["GRPO", "HPT"]  # type: ignore
     table = Table("t", make_study(), arms=("HPT",))
     assert [row[0].text for row in table.sheet(runs.of(table.needed)).rows] == ["HPT"]
+
+
+# --- levels ---------------------------------------------------------------------------------------
+
+
+def record_questions(study: Study, root: Path, levels: list[list[int] | None]) -> None:
+    """A step of each cell for each of the levels, on the first three questions of the small world.
+
+    None leaves them out of the record.
+    """
+    for cell in study.cells:
+        run = run_of(root, cell.recipe, cell.seed)
+        run.create(cell.recipe, cell.seed)
+        asked = [f"arithmetic/train/{number:05d}" for number in range(3)]
+        gate = {"alpha": [1.0] * 3, "beta": [0.0] * 3, "correct": [1] * 3}
+        row = {"step": 1, "epoch": 0, "rollouts": 4, "questions": asked, **gate}
+        rows = [row | ({} if each is None else {"levels": each}) for each in levels]
+        write_lines(run.path / File.QUESTIONS, rows)
+        run.finish({})
+
+
+def test_levels_are_read_from_the_record_where_the_data_is_not_there(tmp_path: Path) -> None:
+    data = Corpus("absent", Rows(str(tmp_path / "absent.jsonl")))
+    study = Study("absent", {"GRPO": Recipe("arithmetic-1m", data).using(upge.grpo())})
+    record_questions(study, tmp_path, [[3, 1, 0], [2, 2, 5]])
+    found = loading.runs(study, tmp_path).questions
+    assert found["level"].tolist() == [3, 1, 0, 2, 2, 5]
+
+
+@pytest.mark.parametrize("later", [[], [5, 4, 3]], ids=["without", "without until resumed"])
+def test_a_record_without_levels_has_those_of_its_own_data(tmp_path: Path, later: list) -> None:
+    arms = {
+        f"seed {seed}": Recipe("arithmetic-1m", Data("arithmetic", 40, seed)).using(upge.grpo())
+        for seed in range(3)
+    }
+    study = Study("varied", arms)
+    record_questions(study, tmp_path, [None, later] if later else [None])
+    found = loading.runs(study, tmp_path).questions
+    for label, recipe in arms.items():
+        own = [problem.level for problem in load(recipe.data).train[:3]]
+        mine = loading.pick(found, label=label)["level"].tolist()
+        assert mine == [*own, *later]
 
 
 # --- compact records ------------------------------------------------------------------------------
