@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.bootstrap import DRAWS, Draws, mean_over_problems
-from analysis.intervals import SEEDS, Interval, explain, number_of_seeds, over_seeds
+from analysis.intervals import Interval, explain_all, number_of_seeds, over_seeds
 from analysis.load import Runs, suites_of, untrained
 from analysis.metrics import axis_label, metric
 from analysis.output import Tabular
@@ -264,7 +264,7 @@ class Comparison(Tabular):
             self.declared,
             "Difference: arm minus baseline, mean over the seeds that both have, each of which is "
             f"shown; bold where Holm p is at most {self.alpha:g}.",
-            *explain([(SEEDS, each.units) for each in found if not isnan(each.half)], "±"),
+            *explain_all(found, "±"),
             "p: two-sided sign-flip permutation over seeds, with the smallest that so many seeds "
             f"can attain; Holm p: adjusted over the {self.size} declared.",
         ]

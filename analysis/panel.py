@@ -280,7 +280,9 @@ def _draw_panel(ax: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
             # Fainter where there are many, which would add up to grey.
             alpha = min(0.11, 0.9 / len(panel.lines))
             color = looks[line.key].color
-            ax.fill_between(line.x, *line.band, color=color, alpha=alpha, linewidth=0, zorder=2)
+            # Where all runs agree there is no interval, and the band closes.
+            low, high = (np.where(np.isnan(end), line.y, end) for end in line.band)
+            ax.fill_between(line.x, low, high, color=color, alpha=alpha, linewidth=0, zorder=2)
     for x in panel.marked:
         ax.axvline(x, color="#333333", linewidth=0.8, linestyle=":", zorder=1)
     ax.set_title(fill(panel.title, _TITLE))

@@ -200,6 +200,23 @@ def test_a_table_says_what_its_intervals_are_over(runs: loading.Runs) -> None:
     assert "1 of 19 runs is not finished" in notes
 
 
+def test_values_that_are_all_the_same_have_no_interval_and_a_note_says_so(
+    runs: loading.Runs,
+) -> None:
+    perfect = copy.copy(runs)
+    frame, chain = runs.evaluations, runs.evaluations["suite"] == "chain"
+    solved = frame["correct"].where(~chain, frame["samples"])
+    vars(perfect)["evaluations"] = frame.assign(correct=solved)
+    sheet = Table("t", make_study()).sheet(perfect)
+    column = [head.key for head in sheet.heads].index("chain")
+    assert {row[column].plain for row in sheet.rows} == {"100.0"}
+    assert "± 0.0" not in sheet.markdown()
+    assert "100,,100" not in sheet.csv() and "100,," in sheet.csv()
+    note = "Without ±: no t interval, for all values are the same, or one stands alone."
+    assert note in sheet.notes
+    assert note not in Table("t", make_study()).sheet(runs).notes
+
+
 def test_rows_may_be_single_runs(runs: loading.Runs) -> None:
     sheet = Table("t", make_study(), rows="seed", budget=False).sheet(runs)
     names = [row[0].text for row in sheet.rows]
@@ -226,6 +243,9 @@ def test_over_problems_is_the_t_interval_for_one_suite_and_adds_variances_for_mo
     assert over_problems([one, one]).half == pytest.approx(
         t_quantile(6) * one.std(ddof=1) / 2 / 2**0.5
     )
+    same = over_problems([np.ones(9), np.full(4, 0.1)])
+    assert isnan(same.low) and isnan(same.high) and same.units == 13
+    assert over_problems([np.ones(9), one]).half > 0
     assert isnan(over_problems([np.array([1.0])]).half)
     assert isnan(over_seeds([1.0]).half)
 

@@ -303,6 +303,8 @@ def test_a_curve_has_a_t_interval_from_five_seeds_on() -> None:
     assert found["high"].tolist() == pytest.approx([3 + half, 4 + half])
     few = analysis.curves(history[history["seed"] < FEW - 1], "step", "reward/mean")
     assert few["low"].isna().all() and set(few["n"]) == {4}
+    same = analysis.curves(history.assign(**{"reward/mean": 0.1}), "step", "reward/mean")
+    assert same["low"].isna().all() and same["mean"].tolist() == pytest.approx([0.1, 0.1])
 
 
 def test_a_running_mean_is_taken_of_each_run_by_itself() -> None:
