@@ -1,6 +1,7 @@
 """Tracked runs in, tables, figures and one page out. No GPU, and no torch of its own."""
 
 from analysis.across import AcrossSuites
+from analysis.change import Change
 from analysis.comparison import Comparison
 from analysis.exclusive import Exclusive
 from analysis.figure import Dynamics, Figure, GateDecisions, LearningCurves, PassAtK
@@ -32,6 +33,7 @@ from analysis.table import Table
 __all__ = [
     "AcrossSuites",
     "BiasVariance",
+    "Change",
     "Comparison",
     "Components",
     "Dynamics",

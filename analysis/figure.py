@@ -372,7 +372,7 @@ def _lines(
         if mean.empty or (curve.x != STEP.key and len(mean) > 1 and len(set(mean["x"])) == 1):
             continue
         x, y, low, high = (mean[n].to_numpy("float64") for n in ("x", "mean", "low", "high"))
-        several = mean["n"].max() > 1
+        several = max(mean["n"]) > 1
         mine = pick(points[curve.smooth if several else 1], label=label)
         runs = [_xy(run) for _, run in mine.groupby("seed", sort=True)]
         band = (low, high) if len(runs) >= FEW else None

@@ -290,9 +290,9 @@ def _with_levels(questions: pd.DataFrame, of: Planned) -> pd.DataFrame:
     Another run's data would not do: a question is numbered by its place among those of its own.
     """
     known = questions["level"]
-    if known.isna().any():
+    if known.isna().to_numpy().any():
         own = {each.id: each.level for each in loaders.load(of.cell.recipe.data).train}
-        known = known.fillna(questions["question"].map(own)).fillna(0)
+        known = known.fillna(questions["question"].map(own.get)).fillna(0)
     return questions.assign(level=known.astype("int64"))
 
 

@@ -403,19 +403,21 @@ def test_a_plan_prints_what_is_declared_and_refuses_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = """
-from analysis import Comparison
+from analysis import Change, Comparison
 from workbench import Data, Recipe, Study, upge
 
 base = Recipe("arithmetic-1m", Data("arithmetic"), steps=2)
 arms = {{"SFT": base.using(upge.sft()), "GRPO": base.using(upge.grpo())}}
 study = Study("declared", arms, seeds=range(6))
 gains = Comparison("gains", study, {baseline!r})
+longer = Change("longer", study, "length/all", ((0, 0.5), (0.5, 1)))
 """
     path = tmp_path / "declared.py"
     path.write_text(text.format(baseline="SFT"))
     assert main(["plan", str(path), "--root", str(tmp_path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "gains: Declared: 1 comparison of Pass@1" in printed and "Hash " in printed
+    assert "longer: Declared: 2 changes of Response length (tokens) within a run" in printed
     wrong = tmp_path / "wrong.py"
     wrong.write_text(text.format(baseline="SFTT"))
     assert main(["run", str(wrong), "--root", str(tmp_path)]) == 2
