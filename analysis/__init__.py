@@ -29,6 +29,7 @@ from analysis.quantities import (
 )
 from analysis.report import Report, report
 from analysis.table import Table
+from analysis.tracked import fetch, histories
 
 __all__ = [
     "AcrossSuites",
@@ -55,7 +56,9 @@ __all__ = [
     "dynamics",
     "estimates",
     "exclusive_solves",
+    "fetch",
     "gate_decisions",
+    "histories",
     "paper",
     "pass_at_k",
     "probed",
