@@ -119,7 +119,7 @@ class Change(Declared):
 
     @property
     def axis(self) -> str:
-        return f"Change of {self.what}"
+        return f"Change of {axis_label(metric(self.metric))}"
 
     def name_of(self, row: dict[str, Any]) -> str:
         return f"{row['arm']}, {row['steps']}" if len(self.windows) > 2 else row["arm"]

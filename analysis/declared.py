@@ -66,6 +66,11 @@ class Declared(Tabular):
         raise NotImplementedError
 
     @property
+    def counted(self) -> str:
+        """How many differences, in words."""
+        return f"{self.size} {self.KIND}{'' if self.size == 1 else 's'}"
+
+    @property
     def declared(self) -> str:
         """The family in a sentence, with its hash and what its seeds can show at best."""
         seeds = len(tuple(self.study.seeds))
@@ -73,9 +78,8 @@ class Declared(Tabular):
         reach = f"the smallest Holm p that {seeds} seeds can attain is {least:.3g}"
         if least > self.alpha:
             reach += ", so that none can reach alpha: descriptive"
-        many = f"{self.size} {self.KIND}s" if self.size > 1 else f"1 {self.KIND}"
         return (
-            f"Declared: {many} of {self.what}, alpha = {self.alpha:g} for the family; "
+            f"Declared: {self.counted} of {self.what}, alpha = {self.alpha:g} for the family; "
             f"{reach}. Hash {fingerprint(self.family)[:16]}."
         )
 

@@ -56,7 +56,7 @@ def _note(declared: Declared, shown: pd.DataFrame) -> str:
     n = number_of_seeds(map(int, shown["n"]))
     lines = [
         f"Points: each seed. Thick: {LEVEL:.0%} t interval over seeds ({n}).",
-        f"Filled: Holm p at most {declared.alpha:g} over {declared.size} {declared.KIND}s.",
+        f"Filled: Holm p at most {declared.alpha:g} over {declared.counted}.",
     ]
     if any(not isnan(each.low) for each in shown["problems"]):
         lines[1:1] = [f"Thin: {LEVEL:.0%} bootstrap interval over problems, for these runs."]

@@ -174,6 +174,6 @@ def test_a_change_is_written_as_a_table_and_a_figure(root: Path, runs: loading.R
     (ax,) = page.axes
     labels = [text.get_text() for text in ax.get_yticklabels()]
     assert labels == ["HPT, 0–25% → 37.5–62.5%", "HPT, 37.5–62.5% → 75–100%"]
-    assert ax.get_xlabel() == "Change of Response length (tokens) within a run"
+    assert ax.get_xlabel() == "Change of Response length (tokens)"
     points = [line for line in ax.lines if line.get_marker() == "o"]
     assert [len(line.get_xdata()) for line in points] == [6, 6]  # type: ignore
