@@ -1,6 +1,9 @@
 """The paper's tables and figures, from small run directories of plausible numbers."""
 
 import copy
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +83,44 @@ def test_every_table_and_figure_of_the_paper_is_written_the_same_twice(root: Pat
     kept = {path: path.read_bytes() for path in first.paths if path.stem in again}
     assert list(report(study, outputs, root, only=again).paths) == list(kept)
     assert {path: path.read_bytes() for path in kept} == kept
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+from small import make_study
+from analysis import AcrossSuites, Change, Comparison, dynamics, paper, report
+
+study = make_study()
+shown = (
+    *paper(study, tuple(study.recipes)),
+    *dynamics(study),
+    Comparison("gains", study, ("SFT", "GRPO"), arms=["HPT"]),
+    Change("change", study, "length/all"),
+    AcrossSuites("across", study, "GRPO"),
+)
+report(study, shown, Path(sys.argv[2]), source=Path(sys.argv[1]))
+"""
+
+
+def test_processes_that_hash_differently_write_the_same_bytes(root: Path, tmp_path: Path) -> None:
+    """Sets of texts are in another order in each process that does not share its hash seed."""
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    folders = [tmp_path / seed for seed in ("1", "2")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ELSEWHERE, str(root), str(folder)],
+            env={**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": folder.name},
+        )
+        for folder in folders
+    ]
+    assert [process.wait() for process in processes] == [0, 0]
+    one, two = (
+        {path.name: path.read_bytes() for path in (folder / "reports" / "small").iterdir()}
+        for folder in folders
+    )
+    assert {"md", "tex", "csv", "svg", "html"} <= {name.rpartition(".")[2] for name in one}
+    assert [name for name in {**one, **two} if one.get(name) != two.get(name)] == []
 
 
 def test_one_output_is_written_alone(root: Path) -> None:
