@@ -1,6 +1,7 @@
 """Tracked runs in, tables, figures and one page out. No GPU, and no torch of its own."""
 
 from analysis.across import AcrossSuites
+from analysis.change import Change
 from analysis.comparison import Comparison
 from analysis.exclusive import Exclusive
 from analysis.figure import Dynamics, Figure, GateDecisions, LearningCurves, PassAtK
@@ -28,10 +29,12 @@ from analysis.quantities import (
 )
 from analysis.report import Report, report
 from analysis.table import Table
+from analysis.tracked import fetch, histories
 
 __all__ = [
     "AcrossSuites",
     "BiasVariance",
+    "Change",
     "Comparison",
     "Components",
     "Dynamics",
@@ -53,7 +56,9 @@ __all__ = [
     "dynamics",
     "estimates",
     "exclusive_solves",
+    "fetch",
     "gate_decisions",
+    "histories",
     "paper",
     "pass_at_k",
     "probed",

@@ -13,7 +13,7 @@ from analysis.bootstrap import (
     probability_of_improvement,
 )
 from analysis.comparison import between
-from analysis.intervals import Interval
+from analysis.intervals import Interval, number_of_seeds
 from analysis.load import Runs, pick
 from analysis.output import Tabular
 from analysis.scores import check_samples, pass_at_k_scores
@@ -128,8 +128,10 @@ class AcrossSuites(Tabular):
             "drawn anew for every suite. Runs whole: drawn with all their suites, as one model is "
             "measured on all of them; the stratified interval misses what a seed does to all.",
         ]
-        counts = [n for n in frame["n"] if 1 < n < FEW_RUNS]
+        counts = [n for n in frame["n"] if n > 1]
         if counts:
+            notes.append(f"Runs: one a seed ({number_of_seeds(counts)}).")
+        if counts and min(counts) < FEW_RUNS:
             notes.append(
                 f"With {min(counts)} runs a percentile bootstrap covers less often than it says."
             )

@@ -1,18 +1,17 @@
 """Declared comparisons of arms: which, on what and at which level, decided before the runs."""
 
 from dataclasses import dataclass
-from math import isnan, nan
-from typing import Annotated, Any
+from math import isnan
+from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 
-from analysis.bootstrap import DRAWS, Draws, mean_over_problems
-from analysis.intervals import FEW, SEEDS, Interval, explain, over_seeds
+from analysis.bootstrap import DRAWS, Draws
+from analysis.declared import HEADS, Declared, tested
+from analysis.intervals import Interval
 from analysis.load import Runs, suites_of, untrained
 from analysis.metrics import axis_label, metric
-from analysis.output import Tabular
-from analysis.paired import differences, holm, sign_flip, smallest_p
+from analysis.paired import differences, holm
 from analysis.scores import at_every_seed, check_samples, metric_scores, pass_at_k_scores
 from analysis.sheet import Entry, Head, Sheet
 from analysis.table import NOTHING
@@ -20,7 +19,7 @@ from workbench.identity import Component, fingerprint
 from workbench.passk import LEVEL
 from workbench.plan import simplified
 from workbench.recipe import Evaluation
-from workbench.rules import Count, Within
+from workbench.rules import Count
 
 PASS_AT_K = "pass_at_k"
 
@@ -41,7 +40,7 @@ class Family(Component):
 
 
 @dataclass(frozen=True)
-class Comparison(Tabular):
+class Comparison(Declared):
     """A family of paired comparisons, each arm against each baseline, on common seeds and problems.
 
     The difference of two arms is a mean over the seeds that both have, with a t interval and the p
@@ -55,21 +54,20 @@ class Comparison(Tabular):
         metric: `pass_at_k`, or a metric of training, which is averaged over a run's steps.
         suites: whose Pass@k is averaged; empty takes all in distribution.
         k: of Pass@k, one or several; each is a comparison of its own.
-        alpha: the level at which Holm's p counts, for the family as a whole.
-        draws, seed: of the bootstrap over problems, and its generator.
+        draws: of the bootstrap over problems.
 
     Raises:
         ValueError: an arm, metric or number that cannot be, with the nearest choice; on `check`,
             an unknown suite, k above its samples, or two arms that share one run.
     """
 
+    KIND: ClassVar[str] = "comparison"
+
     baseline: str | tuple[str, ...]
     metric: str = PASS_AT_K
     suites: tuple[str, ...] = ()
     k: Count | tuple[Count, ...] = 1
-    alpha: Annotated[float, Within(above=0, below=1, what="a chance")] = 0.05
     draws: Draws = DRAWS
-    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -149,12 +147,10 @@ class Comparison(Tabular):
 
     @property
     def size(self) -> int:
-        """How many comparisons Holm's adjustment counts, whether or not all of them have runs."""
         return len(self.pairs) * len(self.ks)
 
     @property
     def family(self) -> Family:
-        """What is declared, as the value that is hashed."""
         return Family(
             metric=self.metric,
             suites=self.suites,
@@ -169,27 +165,21 @@ class Comparison(Tabular):
         )
 
     @property
-    def declared(self) -> str:
-        """The family in a sentence, with its hash and what its seeds can show at best."""
-        seeds = len(tuple(self.study.seeds))
-        least = min(1.0, self.size * smallest_p(seeds))
-        reach = f"the smallest Holm p that {seeds} seeds can attain is {least:.3g}"
-        if least > self.alpha:
-            reach += ", so that none can reach alpha: descriptive"
-        many = f"{self.size} comparisons" if self.size > 1 else "1 comparison"
-        return (
-            f"Declared: {many} of {self.what}, alpha = {self.alpha:g} for the family; "
-            f"{reach}. Hash {fingerprint(self.family)[:16]}."
-        )
-
-    @property
     def what(self) -> str:
-        """What is compared, with its unit."""
         if self.metric != PASS_AT_K:
             return f"{axis_label(metric(self.metric))}, mean over steps"
         suites = self.suites or suites_of(self.study).inside
         over = f"{'mean over ' if len(suites) > 1 else ''}{', '.join(suites)}"
         return f"{' and '.join(f'Pass@{k}' for k in self.ks)} (percent), {over}"
+
+    @property
+    def axis(self) -> str:
+        named = f"Difference in {self.what}"
+        return named.replace("percent", "percentage points") if self.metric == PASS_AT_K else named
+
+    def name_of(self, row: dict[str, Any]) -> str:
+        pair = f"{row['arm']} \N{MINUS SIGN} {row['baseline']}"
+        return f"{pair}, k = {row['k']}" if len(self.ks) > 1 else pair
 
     def frame(self, runs: Runs) -> pd.DataFrame:
         """One row for each comparison.
@@ -209,30 +199,16 @@ class Comparison(Tabular):
             scores = at_every_seed(scores, runs)
             for arm, baseline in self.pairs:
                 found = differences(scores, arm, baseline, suites)
-                rows.append({"arm": arm, "baseline": baseline, "k": k, **self._tested(found)})
+                row = tested(found, self.seed, self.draws)
+                rows.append({"arm": arm, "baseline": baseline, "k": k, **row})
         frame = pd.DataFrame(rows)
         return frame.assign(holm_p=holm(frame["p"].to_numpy("float64")))
-
-    def _tested(self, found: pd.DataFrame) -> dict[str, Any]:
-        """What the differences of one pair say, problems in rows and seeds in columns."""
-        if found.empty:
-            return _NOT_TESTED
-        suites = [part.to_numpy("float64") for _, part in found.groupby(level="suite")]
-        each = np.mean([suite.mean(axis=0) for suite in suites], axis=0)
-        strata = [suite.mean(axis=1) for suite in suites]
-        return {
-            "n": found.shape[1],
-            "difference": over_seeds(each),
-            "each": dict(zip(found.columns, each, strict=True)),
-            "p": sign_flip(each, np.random.default_rng(self.seed)),
-            "smallest_p": smallest_p(found.shape[1]),
-            "problems": mean_over_problems(strata, np.random.default_rng(self.seed), self.draws),
-        }
 
     def sheet(self, runs: Runs) -> Sheet:
         """One row for each comparison; a difference is bold where Holm's p is at most alpha."""
         frame = self.frame(runs)
-        heads = [Head("Arm", "arm"), Head("Against", "baseline"), Head("k", "k"), *_HEADS]
+        over = Head("Over problems", "over_problems")
+        heads = [Head("Arm", "arm"), Head("Against", "baseline"), Head("k", "k"), *HEADS, over]
         rows = [self._entries(row) for row in frame.to_dict("records")]
         if len(self.ks) == 1:
             heads, rows = heads[:2] + heads[3:], [row[:2] + row[3:] for row in rows]
@@ -240,34 +216,14 @@ class Comparison(Tabular):
 
     def _entries(self, row: dict[str, Any]) -> list[Entry]:
         names = [Entry(row[name], row[name]) for name in ("arm", "baseline")]
-        start = [*names, Entry(str(row["k"]), float(row["k"])), _seeds(row["n"])]
-        if row["n"] == 0:
-            return [*start, *(Entry(NOTHING) for _ in _HEADS[1:])]
+        k = Entry(str(row["k"]), float(row["k"]))
         shown = "{:+.1f}" if self.metric == PASS_AT_K else "{:+.3g}"
-        found: Interval = row["difference"]
-        spread = "" if isnan(found.half) else shown.format(found.half).lstrip("+")
-        each = " ".join(shown.format(value) for value in row["each"].values())
-        exact = " ".join(f"{seed}:{value:.10g}" for seed, value in row["each"].items())
-        marked = row["holm_p"] <= self.alpha
-        return [
-            *start,
-            Entry(shown.format(found.mean), found, spread, best=marked),
-            Entry(each, exact),
-            *(Entry(f"{row[key]:.3g}", row[key]) for key in ("p", "smallest_p", "holm_p")),
-            between(row["problems"], shown),
-        ]
+        over = Entry(NOTHING) if row["problems"] is None else between(row["problems"], shown)
+        return [*names, k, *self.cells(row, shown), over]
 
     def _notes(self, runs: Runs, frame: pd.DataFrame) -> tuple[str, ...]:
-        found = [each for each in frame["difference"] if each is not None]
         over = [each for each in frame["problems"] if each is not None and not isnan(each.low)]
-        notes = [
-            self.declared,
-            "Difference: arm minus baseline, mean over the seeds that both have, each of which is "
-            f"shown; bold where Holm p is at most {self.alpha:g}.",
-            *explain([(SEEDS, each.units) for each in found if not isnan(each.half)], "±"),
-            "p: two-sided sign-flip permutation over seeds, with the smallest that so many seeds "
-            f"can attain; Holm p: adjusted over the {self.size} declared.",
-        ]
+        notes = self.notes(frame, "Difference: arm minus baseline")
         if over:
             counts = sorted({each.units for each in over})
             n = "/".join(map(str, counts))
@@ -282,31 +238,6 @@ class Comparison(Tabular):
     def _fixed(self) -> list[str]:
         fixed = [label for label in self.baselines if untrained(self.study.recipes[label])]
         return [f"{label} is one model, the same beside every seed." for label in fixed]
-
-
-_NOT_TESTED = {
-    "n": 0,
-    "difference": None,
-    "each": {},
-    "p": nan,
-    "smallest_p": nan,
-    "problems": None,
-}
-
-_HEADS = [
-    Head("Seeds", "n"),
-    Head("Difference", "difference"),
-    Head("Each seed", "each_seed"),
-    Head("p", "p"),
-    Head("Smallest p", "smallest_p"),
-    Head("Holm p", "holm_p"),
-    Head("Over problems", "over_problems"),
-]
-
-
-def _seeds(n: int) -> Entry:
-    few = ", descriptive" if n < FEW else ""
-    return Entry(f"n = {n}{few}" if n else NOTHING, float(n))
 
 
 def between(found: Interval, shown: str) -> Entry:

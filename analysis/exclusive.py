@@ -6,7 +6,7 @@ from math import isnan
 
 import pandas as pd
 
-from analysis.intervals import SEEDS, Interval, explain, of_share, over_seeds
+from analysis.intervals import SEEDS, Interval, explain_all, of_share, over_seeds
 from analysis.load import Runs, pick, suites_of
 from analysis.output import Tabular
 from analysis.published import PAPER, TABLES, reported
@@ -68,23 +68,16 @@ class Exclusive(Tabular):
     def sheet(self, runs: Runs) -> Sheet:
         suites = self.suites or runs.suites.inside
         frame = pick(runs.evaluations, suite=tuple(suites))
-        rows, units = [], set()
+        rows = []
         for baseline in self.baselines:
             found = exclusive_solves(frame, self.ours, baseline, self.at_least)
-            counted = self._rows(baseline, found)
-            rows += counted
-            units |= {
-                (each.over, each.units)
-                for row in counted
-                for entry in row
-                if isinstance(each := entry.value, Interval)
-                and each.over == SEEDS
-                and not isnan(each.half)
-            }
+            rows += self._rows(baseline, found)
+        values = [entry.value for row in rows for entry in row]
+        counts = [each for each in values if isinstance(each, Interval) and each.over == SEEDS]
         notes = (
             f"Solved: at least {self.at_least:.0%} of a problem's samples correct; problems of "
             f"{', '.join(suites)}. Percent of the level's problems.",
-            *explain(units, "±"),
+            *explain_all(counts, "±"),
             f"[ ]: Wilson's {LEVEL:.0%} interval of the percent, over problems, for these runs.",
             *([_reported_note()] if self.reported else []),
             *runs.notes,

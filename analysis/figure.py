@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from analysis.intervals import FEW, SEEDS, explain
-from analysis.load import Runs, pick, share_of
+from analysis.intervals import FEW, SEEDS, explain, number_of_seeds
+from analysis.load import Runs, level_title, pick, share_of
 from analysis.metrics import STEP, axis_label, level_of, metric
 from analysis.output import Output
 from analysis.panel import Drawn, Line, Panel
@@ -28,10 +28,12 @@ from analysis.scores import check_samples
 from workbench.identity import nearest
 from workbench.passk import FloatArray
 from workbench.rules import Count
-from workbench.schema import METRICS, VALIDATION_LEVEL, Metric
+from workbench.schema import METRICS, VALIDATION_LEVEL
 from workbench.study import flatten
 
-_ROUNDING = 1e-3  # of the old policy's log-probabilities where they were taken in another pass
+# What rounding leaves of a number, as a share of it, where the old policy's log-probabilities were
+# taken in another pass; and of what is 0, such as a KL.
+_ROUNDING, _NOTHING = 1e-3, 1e-5
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Drawing(Output):
 class Figure(Drawing):
     """Metrics of training against the step, or against each other, one panel for each.
 
-    With five seeds or more a line has its t interval as a band; with fewer, each seed is drawn.
+    Each seed is drawn faintly, and with five or more a line has its t interval as a band.
 
     Attributes:
         x: `step` or any metric, such as `budget/sampled_tokens`.
@@ -140,7 +142,7 @@ class LearningCurves(Drawing):
         overall = "validation/pass_at_1"
         levels = sorted(level for key in runs.history if (level := level_of(key)) is not None)
         titles = {overall: "All levels"}
-        titles |= {VALIDATION_LEVEL.format(level=n): f"Level {n}" for n in levels}
+        titles |= {VALIDATION_LEVEL.format(level=n): level_title(self.study, n) for n in levels}
         drawn = [Curve(STEP.key, key) for key in titles]
         found = _of_history(runs, drawn, self.keys(runs.labels), level=True)
         name = axis_label(METRICS[overall])
@@ -231,8 +233,9 @@ class PassAtK(Drawing):
             else:
                 left_out.append(f"no run is evaluated on {suite}")
         notes = [*explain(counts, "Band"), *_missing(runs)]
-        if any(line.runs for panel in panels for line in panel.lines):
-            notes.insert(0, "Line: mean over seeds. Faint: each seed.")
+        each = [len(line.runs) for panel in panels for line in panel.lines if line.runs]
+        if each:
+            notes.insert(0, f"Line: mean over seeds ({number_of_seeds(each)}). Faint: each seed.")
         if self.estimator != UNBIASED:
             notes.append("Drawn with replacement, as in the paper: biased low where k is near n.")
         return Panels(tuple(panels), "\n".join(notes), tuple(left_out))
@@ -282,14 +285,12 @@ class GateDecisions(Drawing):
         mine = runs.of(gated)
         history = gate_decisions(mine.questions)
         levels = sorted(int(key.rpartition("_")[2]) for key in history if key.startswith("gate/"))
-        of = {
-            Metric(f"gate/level_{n}", f"Level {n}" if n else "No level", "share"): n for n in levels
-        }
         panels = []
-        for each in of:
-            lines = _lines(history, mine.labels, Curve(STEP.key, each.key, self.smooth), {})
-            panels.append(Panel(each.label, STEP.label, _GATED, lines, y_range=(-0.04, 1.04)))
-        notes = [*_lines_note(panels, [self.smooth]), *_missing(mine)]
+        for n in levels:
+            curve = Curve(STEP.key, f"gate/level_{n}", self.smooth)
+            lines, title = _lines(history, mine.labels, curve, {}), level_title(self.study, n)
+            panels.append(Panel(title, STEP.label, _GATED, lines, y_range=(-0.04, 1.04)))
+        notes = [*_lines_note(panels, [self.smooth]), *_starts(mine, panels), *_missing(mine)]
         return Panels(tuple(panels), "\n".join(notes))
 
 
@@ -336,7 +337,8 @@ def _of_history(
         else:
             against = f" at more than one value of {x.key}" if x != STEP else ""
             left_out.append(f"no run has the metric {y.key}{against}")
-    notes = [*_lines_note(panels, [curve.smooth for curve in drawn]), *_missing(runs)]
+    notes = [*_lines_note(panels, [curve.smooth for curve in drawn]), *_starts(runs, panels)]
+    notes += _missing(runs)
     if flat:
         said = ", ".join(f"{name} {number:g}" for name, number in flat.items())
         notes.append(f"The same for all arms throughout: {said}.")
@@ -348,17 +350,21 @@ def _one_number(lines: Sequence[Line]) -> float | None:
     drawn = [line.y for line in lines] + [y for line in lines for _, y in line.runs]
     every = np.concatenate(drawn)
     low, high = float(np.nanmin(every)), float(np.nanmax(every))
-    return round(high, 3) if high - low <= _ROUNDING * max(1.0, abs(high)) else None
+    size = max(abs(low), abs(high))
+    if high - low > max(_ROUNDING * size, _NOTHING):
+        return None
+    return 0.0 if size <= _NOTHING else float(f"{high:.3g}")
 
 
 def _lines(
     history: pd.DataFrame, labels: Sequence[str], curve: Curve, keys: Mapping[str, str]
 ) -> tuple[Line, ...]:
-    """A line for each arm that has a curve: its mean at every step, with each run or a band.
+    """A line for each arm that has a curve: its mean at every step, each run, and maybe a band.
 
+    Several runs are smoothed as their mean is; one is shown at every step beside its running mean.
     Against a metric that stays what it is (the tokens that SFT samples), an arm has none.
     """
-    points = smoothed(history, curve.x, curve.y)
+    points = {n: smoothed(history, curve.x, curve.y, n) for n in (1, curve.smooth)}
     means = curves(history, curve.x, curve.y, curve.smooth)
     lines = []
     for label in labels:
@@ -366,11 +372,11 @@ def _lines(
         if mean.empty or (curve.x != STEP.key and len(mean) > 1 and len(set(mean["x"])) == 1):
             continue
         x, y, low, high = (mean[n].to_numpy("float64") for n in ("x", "mean", "low", "high"))
-        runs = [_xy(run) for _, run in pick(points, label=label).groupby("seed", sort=True)]
-        banded = len(runs) >= FEW
-        band = (low, high) if banded else None
-        seen = () if banded else tuple(runs)
-        lines.append(Line(label, keys.get(label, label), x, y, band, seen, len(runs)))
+        several = max(mean["n"]) > 1
+        mine = pick(points[curve.smooth if several else 1], label=label)
+        runs = [_xy(run) for _, run in mine.groupby("seed", sort=True)]
+        band = (low, high) if len(runs) >= FEW else None
+        lines.append(Line(label, keys.get(label, label), x, y, band, tuple(runs), len(runs)))
     return tuple(lines)
 
 
@@ -384,19 +390,18 @@ def _lines_note(panels: Sequence[Panel], smooths: Sequence[int]) -> list[str]:
     counts = sorted({line.n for line in lines})
     if not counts:
         return []
-    running = f", running mean of {max(smooths)} steps" if max(smooths) > 1 else ""
-    if running and min(smooths) < max(smooths):
-        running += " where every step is measured"
-    if counts[-1] == 1:
-        return [f"Line: one seed{running}." + (" Faint: every step." if running else "")]
-    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    notes = [f"Line: mean over seeds (n = {n}){running}."]
+    one, n = counts[-1] == 1, number_of_seeds(counts)
+    note = f"Line: one seed ({n})." if one else f"Line: mean over seeds ({n}). Faint: each seed."
+    if max(smooths) > 1:
+        where = " where every step is measured" if min(smooths) < max(smooths) else ""
+        running = f"Running means of {max(smooths)} steps{where}."
+        note = f"{note} {running}{' Faint: every step.' if one else ''}"
     bands = {(SEEDS, line.n) for line in lines if line.band is not None}
-    if bands:
-        notes += explain(bands, "Band")
-    if any(line.runs for line in lines):
-        notes[0] += " Faint: each seed."
-    return notes
+    return [note, *explain(bands, "Band")]
+
+
+def _starts(runs: Runs, panels: Sequence[Panel]) -> list[str]:
+    return runs.starts(line.label for panel in panels for line in panel.lines)
 
 
 def _missing(runs: Runs) -> list[str]:

@@ -1,4 +1,4 @@
-"""A comparison drawn: a row for each pair, with every seed as a point beside both intervals."""
+"""Declared differences drawn: a row each, with every seed as a point beside its intervals."""
 
 from math import isnan
 from textwrap import fill
@@ -6,29 +6,28 @@ from textwrap import fill
 import pandas as pd
 from matplotlib.figure import Figure as Page
 
-from analysis.comparison import PASS_AT_K, Comparison
-from analysis.intervals import FEW
+from analysis.declared import Declared
+from analysis.intervals import number_of_seeds
 from analysis.load import Runs
 from analysis.style import looks
 from workbench.passk import LEVEL
 
 _WIDTH, _ROW, _FRAME = 5.6, 0.36, 1.05  # inches
 _LABEL = 60  # characters of a line under the axis
-_PAIR = "{arm} \N{MINUS SIGN} {baseline}"
 
 
-def forest(comparison: Comparison, runs: Runs) -> Page | None:
-    """Draws the differences, in the order of the table; None where no pair has common runs.
+def forest(declared: Declared, runs: Runs) -> Page | None:
+    """Draws the differences, in the order of the table; None where none of them has common runs.
 
     A mean is filled where Holm's p is at most alpha.
     """
-    frame = comparison.frame(runs)
+    frame = declared.frame(runs)
     shown = pd.DataFrame(frame[frame["n"] > 0])
     if shown.empty:
         return None
     page = Page(figsize=(_WIDTH, _FRAME + _ROW * len(shown)), layout="constrained")
     ax = page.subplots()
-    styles = looks(comparison.study.recipes)
+    styles = looks(declared.study.recipes)
     for y, row in enumerate(shown.to_dict("records")):
         color = styles[row["arm"]].color
         over_seeds, over_problems = row["difference"], row["problems"]
@@ -38,36 +37,26 @@ def forest(comparison: Comparison, runs: Runs) -> Page | None:
         if not isnan(over_seeds.low):
             ends = (over_seeds.low, over_seeds.high)
             ax.plot(ends, (y, y), color=color, linewidth=2.2, zorder=3)
-        inside = color if row["holm_p"] <= comparison.alpha else "white"
+        inside = color if row["holm_p"] <= declared.alpha else "white"
         marked = {"markerfacecolor": inside, "markeredgecolor": color, "markeredgewidth": 1.1}
         ax.plot(over_seeds.mean, y, "D", markersize=5, zorder=5, **marked)
         seeds = list(row["each"].values())
         ax.plot(seeds, [y + 0.3] * len(seeds), "o", color=color, markersize=2.8, zorder=4)
     ax.axvline(0, color="#333333", linewidth=0.6, zorder=1)
-    names = [_PAIR.format(**row) for row in shown.to_dict("records")]
-    if len(comparison.ks) > 1:
-        names = [f"{name}, k = {k}" for name, k in zip(names, shown["k"], strict=True)]
+    names = [declared.name_of(row) for row in shown.to_dict("records")]
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel(fill(_x_label(comparison), _LABEL))
-    page.supxlabel(_note(comparison, shown), fontsize="small", color="#444444")
+    ax.set_xlabel(fill(declared.axis, _LABEL))
+    page.supxlabel(_note(declared, shown), fontsize="small", color="#444444")
     return page
 
 
-def _x_label(comparison: Comparison) -> str:
-    if comparison.metric != PASS_AT_K:
-        return f"Difference in {comparison.what}"
-    return f"Difference in {comparison.what}".replace("percent", "percentage points")
-
-
-def _note(comparison: Comparison, shown: pd.DataFrame) -> str:
-    counts = sorted({int(n) for n in shown["n"]})
-    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    few = ", descriptive" if counts[0] < FEW else ""
+def _note(declared: Declared, shown: pd.DataFrame) -> str:
+    n = number_of_seeds(map(int, shown["n"]))
     lines = [
-        f"Points: each seed. Thick: {LEVEL:.0%} t interval over seeds (n = {n}{few}).",
-        f"Filled: Holm p at most {comparison.alpha:g} over {comparison.size} comparisons.",
+        f"Points: each seed. Thick: {LEVEL:.0%} t interval over seeds ({n}).",
+        f"Filled: Holm p at most {declared.alpha:g} over {declared.counted}.",
     ]
     if any(not isnan(each.low) for each in shown["problems"]):
         lines[1:1] = [f"Thin: {LEVEL:.0%} bootstrap interval over problems, for these runs."]

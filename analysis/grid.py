@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.figure import Drawing, Panels
-from analysis.load import Runs, pick
+from analysis.intervals import number_of_seeds
+from analysis.load import Runs, level_title, pick
 from analysis.panel import Heat
 from analysis.quantities import rollout_accuracy, rollout_difference
 from analysis.style import looks
@@ -77,11 +78,12 @@ class RolloutGrid(Drawing):
 
     def _heat(self, cells: pd.DataFrame, of: tuple[int, str], epochs: int) -> Heat:
         values = _sorted_grid(cells, epochs)
-        title = f"Level {of[0]}" if of[0] else "No level"
+        title = level_title(self.study, of[0])
         questions = f"{of[1]}: {len(values)} questions" if of[1] else f"{len(values)} questions"
         if not self.minus:
             return Heat(title, "Epoch", questions, values, "Correct rollouts (share)")
-        ours, theirs = (looks([each])[each].color for each in (self.arms[0], self.minus))
+        styles = looks(self.study.recipes)
+        ours, theirs = (styles[each].color for each in (self.arms[0], self.minus))
         what = f"Correct rollouts, {' or '.join(self.arms)} minus {self.minus} (share)"
         return Heat(title, "Epoch", questions, values, what, (-1.0, 1.0), (theirs, _NEITHER, ours))
 
@@ -89,9 +91,10 @@ class RolloutGrid(Drawing):
         shared = [set(runs.seeds(label)) for label in labels]
         if self.minus:
             shared = [seeds & set(runs.seeds(self.minus)) for seeds in shared]
-        counts = sorted({len(seeds) for seeds in shared})
-        n = " to ".join(str(each) for each in dict.fromkeys((counts[0], counts[-1])))
-        return f"Mean over seeds (n = {n}); questions sorted by their mean; grey: not met."
+        n = number_of_seeds(map(len, shared))
+        note = f"Mean over seeds ({n}); questions sorted by their mean; grey: not met."
+        others = [self.minus] if self.minus else []
+        return "\n".join([note, *runs.starts([*labels, *others])])
 
 
 def _sorted_grid(cells: pd.DataFrame, epochs: int) -> FloatArray:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import floor, nan, sqrt
+from math import floor, isnan, nan, sqrt
 from statistics import NormalDist
 
 import numpy as np
 
-from workbench.passk import LEVEL, FloatArray, mean_interval, t_quantile
+from workbench.passk import LEVEL, ROUNDING, FloatArray, mean_interval, t_quantile
 
 SEEDS, PROBLEMS, SAMPLES = "seeds", "problems", "samples"
 
@@ -20,7 +20,7 @@ class Interval:
 
     Over seeds it speaks of other training runs on these problems, over problems of other problems
     of the same kind for these very runs, over samples of the same runs answering the same problems
-    again. The ends are NaN where there are too few units for an interval.
+    again. The ends are NaN where there is one unit, or where all are the same.
     """
 
     mean: float
@@ -31,7 +31,7 @@ class Interval:
 
     @property
     def half(self) -> float:
-        """Half the interval's width; NaN where one unit was measured."""
+        """Half the interval's width; NaN where there is none."""
         return (self.high - self.low) / 2
 
 
@@ -45,15 +45,16 @@ def over_problems(strata: Sequence[FloatArray]) -> Interval:
     """The mean of the strata's means, from one number a problem, each suite a stratum.
 
     The suites are fixed and their problems are drawn, so that the variances of the means add up;
-    the degrees of freedom are Welch's, rounded down. One suite gives the plain t interval.
+    the degrees of freedom are Welch's, rounded down. One suite gives the plain t interval. The ends
+    are NaN where a suite has one problem, or where no suite's problems differ.
     """
     mean = float(np.mean([values.mean() for values in strata]))
     units = sum(len(values) for values in strata)
     if min(len(values) for values in strata) < 2:
         return Interval(mean, nan, nan, units, PROBLEMS)
     parts = np.array([values.var(ddof=1) / len(values) for values in strata])
-    if parts.sum() == 0:
-        return Interval(mean, mean, mean, units, PROBLEMS)
+    if sqrt(parts.sum()) <= ROUNDING * abs(mean):
+        return Interval(mean, nan, nan, units, PROBLEMS)
     freedom = parts.sum() ** 2 / sum(
         part**2 / (len(values) - 1) for part, values in zip(parts, strata, strict=True)
     )
@@ -78,6 +79,16 @@ def of_share(share: float, problems: int) -> Interval:
     return Interval(share, low, high, problems, PROBLEMS)
 
 
+def explain_all(found: Iterable[Interval], mark: str) -> list[str]:
+    """What `explain` says of the intervals that there are, and why other numbers have none."""
+    every = list(found)
+    notes = explain([(each.over, each.units) for each in every if not isnan(each.half)], mark)
+    if any(isnan(each.half) and each.units > 1 for each in every):
+        why = "all values are the same, or one stands alone"
+        notes.append(f"Without {mark.lower()}: no t interval, for {why}.")
+    return notes
+
+
 def explain(counts: Iterable[tuple[str, int]], mark: str) -> list[str]:
     """Says in sentences what an interval is over, given the unit and number of units of each.
 
@@ -92,8 +103,7 @@ def explain(counts: Iterable[tuple[str, int]], mark: str) -> list[str]:
     level = f"{LEVEL:.0%} t interval"
     notes = []
     if seeds:
-        few = ", descriptive" if min(seeds) < FEW else ""
-        notes.append(f"{mark}: {level} over seeds (n = {_numbers(seeds)}{few}).")
+        notes.append(f"{mark}: {level} over seeds ({number_of_seeds(seeds)}).")
     if problems:
         one = "one run: " if seeds else ""
         what = f"{one}{level} over problems (n = {_numbers(problems)}), not over training runs."
@@ -104,6 +114,12 @@ def explain(counts: Iterable[tuple[str, int]], mark: str) -> list[str]:
             "not over training runs or problems."
         )
     return notes
+
+
+def number_of_seeds(counts: Iterable[int]) -> str:
+    """How many seeds numbers are of: `n = 5 to 8`, and `n = 3, descriptive` where they are few."""
+    found = sorted(set(counts))
+    return f"n = {_numbers(found)}{', descriptive' if found[0] < FEW else ''}"
 
 
 def _numbers(counts: list[int]) -> str:

@@ -68,9 +68,8 @@ class Frames:
     @cached_property
     def questions(self) -> pd.DataFrame:
         """One row for each label, seed, step and question: its level, rollouts and gate weights."""
-        found = [(each, records.questions(each.run)) for each in self.kept]
-        frame = self._joined(found, *_QUESTIONS)
-        return frame.assign(level=[self._levels.get(name, 0) for name in frame["question"]])
+        found = [(each, _with_levels(records.questions(each.run), each)) for each in self.kept]
+        return self._joined(found, *_QUESTIONS)
 
     @cached_property
     def budget(self) -> pd.DataFrame:
@@ -89,12 +88,6 @@ class Frames:
         labels = np.array([each.cell.label for each, _ in found], dtype=object)
         every.insert(0, "label", np.repeat(labels, counts))
         return every
-
-    @cached_property
-    def _levels(self) -> dict[str, int]:
-        """The difficulty of every training question of the study's data."""
-        data = {each.cell.recipe.data for each in self.kept}
-        return {problem.id: problem.level for each in data for problem in loaders.load(each).train}
 
     def _spent(self, recipe: Recipe, run: Run, cell: Cell, until: int | None = None) -> Row:
         """Cost of a run up to a step; NaN where a record does not say, so that no sum hides it."""
@@ -123,7 +116,7 @@ class Frames:
         return pick(self.history, label=cell.label, seed=cell.seed)
 
 
-_QUESTIONS = ("step", "epoch", "rollouts", "question", "correct", "alpha", "beta")
+_QUESTIONS = ("step", "epoch", "rollouts", "question", "level", "correct", "alpha", "beta")
 
 
 @dataclass(frozen=True)
@@ -168,6 +161,24 @@ class Runs:
     def seeds(self, label: str) -> tuple[int, ...]:
         """The seeds of an arm's finished runs."""
         return tuple(each.cell.seed for each in self.kept if each.cell.label == label)
+
+    def starts(self, labels: Iterable[str]) -> list[str]:
+        """Where those of some arms start that start at a checkpoint of another run."""
+        found = []
+        for label in dict.fromkeys(labels):
+            start = self.study.recipes[label].start
+            if start is not None:
+                origin = self._name_of(start.recipe)
+                found.append(
+                    f"{label}: starts at step {start.step} of {origin}; its own steps are drawn."
+                )
+        return found
+
+    def _name_of(self, recipe: Recipe) -> str:
+        """The arm that a recipe is, or its method where it is none."""
+        assert recipe.method is not None
+        names = (label for label, each in self.study.recipes.items() if each == recipe)
+        return next(names, recipe.method.label)
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -253,6 +264,15 @@ def suites_of(study: Study) -> Suites:
     return Suites(tuple(inside), tuple(outside))
 
 
+def level_title(study: Study, level: int) -> str:
+    """A difficulty level, with the kind of its problems where the study's data names it."""
+    if not level:
+        return "No level"
+    named = [loaders.kinds(recipe.data) for recipe in study.recipes.values()]
+    kind = next((each[level] for each in named if level in each), "")
+    return f"Level {level}: {kind}" if kind else f"Level {level}"
+
+
 def untrained(recipe: Recipe) -> bool:
     """Whether the recipe is its base model as it is, the same for every seed."""
     return recipe.method is None and recipe.start is None
@@ -262,6 +282,18 @@ def measured(study: Study, planned: Planned) -> list[tuple[str, Path]]:
     """The suites that a run is measured on, each with the file that holds the counts."""
     found = measurements(study, planned.cell.recipe)
     return [(each.suite, planned.run.evaluation_path(each)) for each in found]
+
+
+def _with_levels(questions: pd.DataFrame, of: Planned) -> pd.DataFrame:
+    """The questions with whole levels: those of the run's own data where its record has none.
+
+    Another run's data would not do: a question is numbered by its place among those of its own.
+    """
+    known = questions["level"]
+    if known.isna().to_numpy().any():
+        own = {each.id: each.level for each in loaders.load(of.cell.recipe.data).train}
+        known = known.fillna(questions["question"].map(own.get)).fillna(0)
+    return questions.assign(level=known.astype("int64"))
 
 
 def _key(cell: Cell) -> Row:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
-from math import ceil
+from math import ceil, sqrt
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -38,13 +38,14 @@ _HANDLE, _CHARACTER = 0.62, 0.065  # widths in a legend: a line with its gaps, a
 _SMALL_CHARACTER = 0.05  # and a letter's of the note
 
 _DENSE = 30  # points from which a line is thinner and has few markers
+_FEW_RUNS = 3  # up to which a run's own line is as wide as it may be
 
 _UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 
 
 @dataclass(frozen=True)
 class Line:
-    """The mean of an arm, with its band or the runs that it is the mean of.
+    """The mean of an arm, with its band and the runs that it is the mean of.
 
     Attributes:
         label: the arm.
@@ -279,7 +280,9 @@ def _draw_panel(ax: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
             # Fainter where there are many, which would add up to grey.
             alpha = min(0.11, 0.9 / len(panel.lines))
             color = looks[line.key].color
-            ax.fill_between(line.x, *line.band, color=color, alpha=alpha, linewidth=0, zorder=2)
+            # Where all runs agree there is no interval, and the band closes.
+            low, high = (np.where(np.isnan(end), line.y, end) for end in line.band)
+            ax.fill_between(line.x, low, high, color=color, alpha=alpha, linewidth=0, zorder=2)
     for x in panel.marked:
         ax.axvline(x, color="#333333", linewidth=0.8, linestyle=":", zorder=1)
     ax.set_title(fill(panel.title, _TITLE))
@@ -393,9 +396,10 @@ def _tick(value: float, _: object) -> str:
 
 
 def _draw_line(ax: Axes, line: Line, look: Look, number: int) -> None:
-    """The mean over its runs; HPT's wider line lies on top."""
+    """The mean over its runs, which are thinner where they are many; HPT's wider line is on top."""
+    width = 0.6 * sqrt(min(1.0, _FEW_RUNS / max(1, len(line.runs))))
     for x, y in line.runs:
-        ax.plot(x, y, color=look.color, alpha=0.22, linewidth=0.6, zorder=2.5)
+        ax.plot(x, y, color=look.color, alpha=0.22, linewidth=width, zorder=2.5)
     style = look.line()
     if len(line.x) > _DENSE:
         style["linewidth"] *= 0.8

@@ -12,7 +12,9 @@ from workbench.recipe import Objective
 from workbench.study import Study
 
 SMOOTH = 5
-LUFFY_SHARE = 1 / 8  # one demonstration beside seven rollouts, whatever the policy can do
+# The paper's ratio counts sequences, and so does LUFFY's share: one demonstration beside seven
+# rollouts, whatever the policy can do.
+OFFLINE, LUFFY_SHARE = "offline/sequences", 1 / 8
 
 SOLVE_RATES = ("reward/solve_none", "reward/solve_some", "reward/solve_all")
 RATIOS = (
@@ -23,6 +25,7 @@ RATIOS = (
     "ratio/clip_fraction",
     "policy/kl_old",
 )
+GRADIENT = ("grad/variance", "grad/noise_scale", "grad/cosine_sft_rl", "grad/share_sft")
 SPEED = ("time/step", "time/rollout", "time/update", "time/tokens_per_second")
 
 
@@ -69,7 +72,7 @@ def paper(
         Figure(
             "figure-6",
             study,
-            y="offline/questions",
+            y=OFFLINE,
             arms=(ours,),
             constants={"LUFFY": LUFFY_SHARE},
             smooth=SMOOTH,
@@ -111,7 +114,7 @@ def thresholds(study: Study, rows: Mapping[str, str]) -> tuple[Output, ...]:
         Figure(
             "figure-8",
             study,
-            y=("reward/mean", "offline/questions"),
+            y=("reward/mean", OFFLINE),
             arms=tuple(rows),
             smooth=SMOOTH,
             title="Figure 8: gate thresholds",
@@ -128,7 +131,7 @@ def thresholds(study: Study, rows: Mapping[str, str]) -> tuple[Output, ...]:
 
 
 def dynamics(study: Study, arms: Sequence[str] = ()) -> tuple[Output, ...]:
-    """Training dynamics beyond the paper: solve rates, gate decisions, ratios and speed."""
+    """Training dynamics beyond the paper: solve rates, gate, ratios, gradients and speed."""
     return (
         Figure(
             "solve-rates",
@@ -146,6 +149,14 @@ def dynamics(study: Study, arms: Sequence[str] = ()) -> tuple[Output, ...]:
             arms=arms,
             smooth=SMOOTH,
             title="Importance ratios and clipping",
+        ),
+        Figure(
+            "gradient",
+            study,
+            y=GRADIENT,
+            arms=arms,
+            smooth=SMOOTH,
+            title="Noise of a step's gradient, and how its two parts lie",
         ),
         Figure("speed", study, y=SPEED, arms=arms, smooth=SMOOTH, title="Time of a step"),
     )

@@ -24,7 +24,10 @@ TABLES = {
 }
 
 _FOLDER = Path(__file__).with_name("paper_numbers")
+# Columns by the names of the suites that they are of, where those differ from the paper's.
+_SUITES = {"amc": "amc23", "gpqa": "gpqa_diamond"}
 _AVERAGES = {"id_avg": AVERAGE, "ood_avg": AVERAGE_OOD}
+_KEYS = {**_SUITES, **_AVERAGES}
 _BASE = ("Qwen2.5-Math-7B", "Qwen2.5-Math-1.5B", "Llama-3.1-8B")  # rows of the untrained model
 
 
@@ -52,15 +55,15 @@ def check(name: str, owner: str) -> None:
 def accuracy_of(name: str, label: str) -> dict[str, float]:
     """What the paper reports of the method with this label, by suite; empty if nothing.
 
-    Averages have the keys that measured ones have; labels are compared without regard to case and
-    spaces, and the untrained model's row is that of `base`.
+    Suites and averages have the keys that measured ones have; labels are compared without regard to
+    case and spaces, and the untrained model's row is that of `base`.
     """
     frame = _read(name)
     first = frame.columns[0]
     for row in frame.to_dict("records"):
         method = "base" if row[first] in _BASE else str(row[first])
         if plain(method) == plain(label):
-            return {_AVERAGES.get(str(k), str(k)): v for k, v in row.items() if k != first}
+            return {_KEYS.get(str(k), str(k)): v for k, v in row.items() if k != first}
     return {}
 
 

@@ -17,6 +17,7 @@ from analysis.intervals import FEW, PROBLEMS, SAMPLES, SEEDS, Interval, over_pro
 from analysis.load import pick
 from workbench.identity import nearest
 from workbench.passk import (
+    ROUNDING,
     Estimate,
     FloatArray,
     mean_interval,
@@ -206,14 +207,15 @@ def curves(history: pd.DataFrame, x: str, y: str, smooth: int = 1) -> pd.DataFra
 
     Returns:
         Columns label, step, x, mean, low, high and n: the t interval over seeds, NaN at a step
-        that fewer than five runs have.
+        that fewer than five runs have, or at which all have the same value.
     """
     points = smoothed(history, x, y, smooth)
     found = points.groupby(["label", "step"], as_index=False).agg(
         x=("x", "mean"), mean=("y", "mean"), deviation=("y", "std"), n=("y", "count")
     )
     quantiles = found["n"].map(lambda n: t_quantile(n - 1) if n >= FEW else nan)
-    half = (quantiles * found["deviation"] / found["n"] ** 0.5).astype("float64")
+    differs = found["deviation"] > ROUNDING * found["mean"].abs()
+    half = (quantiles * found["deviation"] / found["n"] ** 0.5).astype("float64").where(differs)
     found = found.assign(low=found["mean"] - half, high=found["mean"] + half)
     return pick(found, ["label", "step", "x", "mean", "low", "high", "n"])
 

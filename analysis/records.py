@@ -1,8 +1,10 @@
 """One run's records as frames, from its JSON lines or from the Parquet files of a compact copy."""
 
 from collections.abc import Iterable
+from math import nan
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from workbench.compact import read
@@ -12,7 +14,8 @@ from workbench.schema import File
 THROUGHPUT = "time/tokens_per_second"
 _TOKENS, _SECONDS = ["budget/sampled_tokens", "budget/trained_tokens"], "time/step"
 
-QUESTION_FIELDS = ("questions", "correct", "alpha", "beta")  # one entry a question in each row
+# One entry a question in each row.
+QUESTION_FIELDS = ("questions", "levels", "correct", "alpha", "beta")
 
 
 def history(run: Run) -> pd.DataFrame:
@@ -37,12 +40,17 @@ def with_throughput(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def questions(run: Run) -> pd.DataFrame:
-    """One row for each question of each step: rollouts, correct ones (NaN: none), gate weights."""
+    """One row for each question of each step: level, rollouts, correct ones, gate weights.
+
+    No rollouts have NaN correct ones, and a record from before levels were kept has NaN levels.
+    """
     columns = ["step", "epoch", "rollouts", *QUESTION_FIELDS]
     frame = read(run, File.QUESTIONS).to_pandas().reindex(columns=columns)
+    each = zip(frame["questions"], frame["levels"], strict=True)
+    frame["levels"] = [levels if np.ndim(levels) else [nan] * len(asked) for asked, levels in each]
     long = frame.explode(list(QUESTION_FIELDS), ignore_index=True)
-    numbers = dict.fromkeys(["correct", "alpha", "beta"], "float64")  # None becomes NaN
-    return long.rename(columns={"questions": "question"}).astype(numbers)
+    numbers = dict.fromkeys(["level", "correct", "alpha", "beta"], "float64")  # None becomes NaN
+    return long.rename(columns={"questions": "question", "levels": "level"}).astype(numbers)
 
 
 def evaluation(path: Path, columns: Iterable[str]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.comparison import Comparison
+from analysis.declared import Declared
 from analysis.figure import Drawing, Dynamics, LearningCurves, PassAtK
 from analysis.forest import forest
 from analysis.load import Runs, suites_of
@@ -97,8 +97,8 @@ def report(
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder.parent)
     shown = [write(each, runs, folder) for each in wanted]
-    drawn = [each for each in wanted if isinstance(each, Comparison)]
-    shown += [write_forest(each, runs.of(each.needed), folder) for each in drawn]
+    tests = [each for each in wanted if isinstance(each, Declared)]
+    shown += [write_forest(each, runs.of(each.needed), folder) for each in tests]
     paths = [path for each in shown for path in each.paths]
     if only is None:
         paths.append(folder / PAGE)
@@ -125,12 +125,12 @@ def write_table(name: str, sheet: Sheet, folder: Path) -> list[Path]:
     return paths
 
 
-def write_forest(comparison: Comparison, runs: Runs, folder: Path) -> Shown:
-    """Writes a comparison as a figure too; no file where no pair has common runs."""
+def write_forest(declared: Declared, runs: Runs, folder: Path) -> Shown:
+    """Writes declared differences as a figure too; no file where none has common runs."""
     with styled():
-        drawn = forest(comparison, runs)
-        paths = [] if drawn is None else save(drawn, folder, comparison.name)
-    return Shown(comparison, tuple(paths))
+        drawn = forest(declared, runs)
+        paths = [] if drawn is None else save(drawn, folder, declared.name)
+    return Shown(declared, tuple(paths))
 
 
 def write_figure(figure: Drawing, runs: Runs, folder: Path) -> Shown:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Page
 
-from analysis.intervals import Interval, explain, over_seeds
+from analysis.intervals import Interval, explain_all, over_seeds
 from analysis.panel import save, styled
 from analysis.report import Report, write_table
 from analysis.sheet import Entry, Head, Sheet
@@ -97,8 +97,8 @@ def trials_sheet(search: Search, found: Sequence[Trial]) -> Sheet:
     heads += [Head(key, key, how) for key, how in search.objectives.items()]
     heads += [Head("n", "n"), Head("State", "state")]
     rows = [_trial_row(search, trial, names) for trial in found]
-    counts = {(over_seeds(values).over, len(values)) for t in found for values in _by_goal(t)}
-    notes = [*explain({each for each in counts if each[1] > 1}, "±"), CHOSEN_BY]
+    scores = [over_seeds(values) for trial in found for values in _by_goal(trial)]
+    notes = [*explain_all(scores, "±"), CHOSEN_BY]
     shown = tuple(note.format(name=search.name) for note in notes)
     return Sheet("trials", tuple(heads), tuple(rows), shown)
 
@@ -154,12 +154,12 @@ def response_sheet(search: Search, found: Sequence[Trial]) -> Sheet:
         Head("Parameter", "parameter"), Head("Value", "value"), Head("Objective", "objective"),
         Head("Score", "score"), Head("Trials", "trials"),
     )  # fmt: skip
-    rows, counts = [], set()
+    rows, scores = [], list[Interval]()
     for name in _names(found):
         for goal, key in enumerate(search.objectives):
             for answer in responses(search, found, name, goal):
                 score, text = answer.score, printed(answer.value)
-                counts |= {(score.over, score.units)} if not isnan(score.half) else set()
+                scores.append(score)
                 spread = "" if isnan(score.half) else f"{score.half:.3f}"
                 number = Entry(str(answer.trials), float(answer.trials))
                 rows.append(
@@ -171,7 +171,7 @@ def response_sheet(search: Search, found: Sequence[Trial]) -> Sheet:
                         number,
                     )
                 )
-    return Sheet("response", heads, tuple(rows), (*explain(counts, "±"), *_left_out(found)))
+    return Sheet("response", heads, tuple(rows), (*explain_all(scores, "±"), *_left_out(found)))
 
 
 def _names(found: Sequence[Trial]) -> list[str]:
@@ -194,14 +194,9 @@ def draw_responses(search: Search, found: Sequence[Trial]) -> Page:
             _draw_panel(axes[row][column], search, found, (name, row))
             axes[row][column].set_xlabel(name if row == len(goals) - 1 else "")
             axes[row][column].set_ylabel(key if column == 0 else "")
-    counts = {
-        (answer.score.over, answer.score.units)
-        for name in names
-        for answer in responses(search, found, name, 0)
-        if not isnan(answer.score.half)
-    }
+    scores = [answer.score for name in names for answer in responses(search, found, name, 0)]
     note = ["Line: mean over the complete trials with a value. Dots: trials (grey: stopped early)."]
-    page.supxlabel("\n".join([*note, *explain(counts, "Bars")]), fontsize="small")
+    page.supxlabel("\n".join([*note, *explain_all(scores, "Bars")]), fontsize="small")
     return page
 
 

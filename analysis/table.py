@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import published as paper
-from analysis.intervals import Interval, explain
+from analysis.intervals import Interval, explain_all
 from analysis.load import SPENT, Runs, pick, suites_of
 from analysis.metrics import compact
 from analysis.output import Tabular
@@ -130,7 +130,7 @@ class Table(Tabular):
 
     def _notes(self, runs: Runs, found: list[Interval]) -> tuple[str, ...]:
         notes = [f"{VALUES[self.value].title}; {_evaluated(runs)}."]
-        notes += explain([(each.over, each.units) for each in found if not isnan(each.half)], "±")
+        notes += explain_all(found, "±")
         if self.reported:
             notes.append(paper.note(self.reported))
         if self.budget:

@@ -11,7 +11,7 @@ import pytest
 from small import ARMS, STEPS, SUITES, make_study, record, record_run
 
 import analysis
-from analysis import Dynamics, Figure, LearningCurves, PassAtK, Table, report
+from analysis import Dynamics, Figure, LearningCurves, PassAtK, RolloutGrid, Table, report
 from analysis import load as loading
 from analysis.intervals import over_problems, over_seeds
 from analysis.metrics import compact, metric
@@ -200,6 +200,23 @@ def test_a_table_says_what_its_intervals_are_over(runs: loading.Runs) -> None:
     assert "1 of 19 runs is not finished" in notes
 
 
+def test_values_that_are_all_the_same_have_no_interval_and_a_note_says_so(
+    runs: loading.Runs,
+) -> None:
+    perfect = copy.copy(runs)
+    frame, chain = runs.evaluations, runs.evaluations["suite"] == "chain"
+    solved = frame["correct"].where(~chain, frame["samples"])
+    vars(perfect)["evaluations"] = frame.assign(correct=solved)
+    sheet = Table("t", make_study()).sheet(perfect)
+    column = [head.key for head in sheet.heads].index("chain")
+    assert {row[column].plain for row in sheet.rows} == {"100.0"}
+    assert "± 0.0" not in sheet.markdown()
+    assert "100,,100" not in sheet.csv() and "100,," in sheet.csv()
+    note = "Without ±: no t interval, for all values are the same, or one stands alone."
+    assert note in sheet.notes
+    assert note not in Table("t", make_study()).sheet(runs).notes
+
+
 def test_rows_may_be_single_runs(runs: loading.Runs) -> None:
     sheet = Table("t", make_study(), rows="seed", budget=False).sheet(runs)
     names = [row[0].text for row in sheet.rows]
@@ -226,6 +243,9 @@ def test_over_problems_is_the_t_interval_for_one_suite_and_adds_variances_for_mo
     assert over_problems([one, one]).half == pytest.approx(
         t_quantile(6) * one.std(ddof=1) / 2 / 2**0.5
     )
+    same = over_problems([np.ones(9), np.full(4, 0.1)])
+    assert isnan(same.low) and isnan(same.high) and same.units == 13
+    assert over_problems([np.ones(9), one]).half > 0
     assert isnan(over_problems([np.array([1.0])]).half)
     assert isnan(over_seeds([1.0]).half)
 
@@ -258,6 +278,9 @@ def test_a_line_is_the_mean_of_its_runs(runs: loading.Runs) -> None:
     assert line.y == pytest.approx(np.mean([y for _, y in line.runs], axis=0))
     assert (panel.x_label, panel.y_label) == ("Step", "Training reward")
     assert len(line.runs) == 3
+    assert (
+        "mean over seeds (n = 2 to 3, descriptive)" in Figure("f", make_study()).panels(runs).note
+    )
 
 
 def test_a_smooth_line_is_a_running_mean_over_faint_runs(runs: loading.Runs) -> None:
@@ -266,7 +289,8 @@ def test_a_smooth_line_is_a_running_mean_over_faint_runs(runs: loading.Runs) -> 
     smooth = found.panels[0].lines[0]
     assert smooth.y[10] == pytest.approx(rough.y[8:13].mean())
     assert smooth.y[0] == pytest.approx(rough.y[:3].mean())
-    assert "running mean of 5 steps" in found.note
+    assert "Running means of 5 steps." in found.note
+    assert smooth.runs[0][1][10] == pytest.approx(rough.runs[0][1][8:13].mean())
 
 
 def test_an_arm_that_stays_where_it_is_has_no_curve(runs: loading.Runs) -> None:
@@ -286,6 +310,21 @@ def test_a_metric_that_no_run_has_is_left_out_and_named(runs: loading.Runs) -> N
     assert "1 of 19 runs is missing." in shown.note
 
 
+def test_a_start_at_another_runs_checkpoint_is_told(runs: loading.Runs) -> None:
+    note = "SFT->GRPO: starts at step 60 of SFT; its own steps are drawn."
+    study = make_study()
+    for figure in (Figure("f", study), LearningCurves("l", study), Dynamics("d", study)):
+        assert note in figure.panels(runs).note.splitlines()
+    for grid in (
+        RolloutGrid("g", study, arms=("SFT->GRPO",)),
+        RolloutGrid("g", study, "SFT->GRPO", arms=("HPT",)),
+    ):
+        assert note in grid.panels(runs.of(grid.needed)).note.splitlines()
+    assert "starts" not in Figure("f", study).panels(runs.of(("HPT", "SFT"))).note
+    alone = make_study(arms=("SFT->GRPO",))  # SFT is no arm of it
+    assert loading.runs(alone, runs.frames.root).starts(["SFT->GRPO"]) == [note]
+
+
 def test_colors_may_stand_for_a_field_of_the_recipe() -> None:
     figure = Figure("f", make_study(), color="start")
     keys = figure.keys(tuple(ARMS))
@@ -295,7 +334,14 @@ def test_colors_may_stand_for_a_field_of_the_recipe() -> None:
 
 def test_learning_curves_have_a_panel_for_each_level(runs: loading.Runs) -> None:
     panels = LearningCurves("l", make_study()).panels(runs).panels
-    assert [panel.title for panel in panels] == ["All levels", *(f"Level {n}" for n in range(1, 6))]
+    assert [panel.title for panel in panels] == [
+        "All levels",
+        "Level 1: chain",
+        "Level 2: long_chain",
+        "Level 3: precedence",
+        "Level 4: nesting",
+        "Level 5: composed",
+    ]
     assert {panel.y_label for panel in panels} == {"Validation accuracy (share)"}
 
 
@@ -459,3 +505,26 @@ def test_panels_in_which_all_arms_are_one_number_become_a_note(runs: loading.Run
     alone = Figure("f", make_study(), y="policy/kl_old").panels(flat)
     assert len(alone.panels) == 1
     assert "policy/kl_old" not in Dynamics("d", make_study()).panels(flat).metrics
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "number"),
+    [
+        (0.0, 5e-4, None),  # a KL, or one token in 2,000 masked
+        (1e-4, 3e-4, None),
+        (0.0, 8e-6, 0.0),
+        (0.9995, 1.0004, 1.0),
+        (5e-4, 5e-4, 5e-4),
+        (0.99, 1.0, None),
+    ],
+)
+def test_one_number_is_told_from_small_ones_but_not_from_rounding(
+    runs: loading.Runs, low: float, high: float, number: float | None
+) -> None:
+    near = copy.copy(runs)
+    values = np.resize([low, high], len(runs.history))
+    vars(near)["history"] = runs.history.assign(**{"policy/kl_old": values})
+    found = Figure("f", make_study(), y=("reward/mean", "policy/kl_old")).panels(near)
+    assert len(found.panels) == (2 if number is None else 1)
+    shown = "" if number is None else f"KL to the old policy {number:g}."
+    assert shown in found.note

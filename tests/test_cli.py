@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -320,6 +322,33 @@ def test_a_study_runs_reports_and_runs_no_more(project: Path) -> None:
     missing = workbench("report", "studies.py", "--study", "one", "--from", "non", cwd=project)
     assert missing.returncode == 2
     assert "--from takes a folder or a tracking URI" in missing.stderr
+
+
+def test_a_report_is_drawn_again_where_anything_that_it_follows_from_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workbench import Data, Recipe, Study, cli_report
+    from workbench.studyfile import StudyFile
+
+    drawn = ["analysis/figure.py", "analysis/page.css", "analysis/style.mplstyle"]
+    drawn += ["analysis/paper_numbers/table.csv", "workbench/passk.py", "workbench/upge/masks.py"]
+    kept = ["analysis/__pycache__/figure.pyc", "workbench/models/model.safetensors"]
+    for name in [*drawn, *kept]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    origins = {name: str(tmp_path / name / "__init__.py") for name in ("analysis", "workbench")}
+    monkeypatch.setattr(
+        cli_report, "find_spec", lambda name: ModuleSpec(name, None, origin=origins[name])
+    )
+    file = StudyFile(tmp_path / "study.py", ModuleType("study"), {})
+    study = Study("one", [Recipe("arithmetic-1m", Data("arithmetic"))])
+
+    def changes(name: str) -> bool:
+        before = cli_report._mark(file, study, ())
+        (tmp_path / name).write_text("and after")
+        return cli_report._mark(file, study, ()) != before
+
+    assert [name for name in [*drawn, *kept] if changes(name)] == drawn
 
 
 def test_a_failed_cell_makes_the_status_1_and_is_told(project: Path) -> None:

@@ -10,10 +10,12 @@ import pytest
 from scipy import stats
 from small import make_study, record
 
-from analysis import AcrossSuites, Comparison, PassAtK, report
+from analysis import AcrossSuites, Comparison, Figure, PassAtK, report
 from analysis import load as loading
 from analysis.forest import forest
+from analysis.panel import Panel, draw
 from analysis.sheet import Sheet
+from analysis.style import looks
 from workbench.cli import main
 from workbench.identity import fingerprint
 from workbench.passk import mean_pass_at_k_over_samples
@@ -284,6 +286,40 @@ def test_across_suites_has_the_middle_half_and_the_chance_to_improve(runs: loadi
     assert any("With 5 runs a percentile bootstrap covers less" in note for note in sheet.notes)
 
 
+def test_across_few_seeds_is_descriptive(tmp_path: Path) -> None:
+    study = small(seeds=range(3))
+    record(study, tmp_path)
+    notes = AcrossSuites("across", study, "GRPO").sheet(loading.runs(study, tmp_path)).notes
+    assert "Runs: one a seed (n = 3, descriptive)." in notes
+
+
+# --- figures of training --------------------------------------------------------------------------
+
+
+def test_many_seeds_have_a_band_and_each_is_drawn_thinner(runs: loading.Runs) -> None:
+    found = Figure("f", small(), smooth=5).panels(runs)
+    (panel,) = found.panels
+    assert isinstance(panel, Panel)
+    assert [len(line.runs) for line in panel.lines] == [6, 5, 6]
+    for line in panel.lines:
+        assert line.band is not None
+        assert np.mean([y for _, y in line.runs], axis=0) == pytest.approx(line.y)
+    assert "Line: mean over seeds (n = 5 to 6). Faint: each seed." in found.note
+    assert "Band: 95% t interval over seeds (n = 5 to 6)." in found.note
+    first = panel.lines[0]
+    few, many = (
+        widths(replace(panel, lines=(replace(first, runs=each),)))
+        for each in (first.runs[:3], first.runs)
+    )
+    assert (len(few), len(many)) == (3, 6) and max(many) < min(few)
+
+
+def widths(panel: Panel) -> list[float]:
+    """Of the faint lines on its page."""
+    (ax,) = draw([panel], looks(["SFT"])).axes
+    return [line.get_linewidth() for line in ax.lines if (line.get_alpha() or 1) < 1]
+
+
 # --- figures of Pass@k ----------------------------------------------------------------------------
 
 
@@ -367,19 +403,21 @@ def test_a_plan_prints_what_is_declared_and_refuses_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = """
-from analysis import Comparison
+from analysis import Change, Comparison
 from workbench import Data, Recipe, Study, upge
 
 base = Recipe("arithmetic-1m", Data("arithmetic"), steps=2)
 arms = {{"SFT": base.using(upge.sft()), "GRPO": base.using(upge.grpo())}}
 study = Study("declared", arms, seeds=range(6))
 gains = Comparison("gains", study, {baseline!r})
+longer = Change("longer", study, "length/all", ((0, 0.5), (0.5, 1)))
 """
     path = tmp_path / "declared.py"
     path.write_text(text.format(baseline="SFT"))
     assert main(["plan", str(path), "--root", str(tmp_path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "gains: Declared: 1 comparison of Pass@1" in printed and "Hash " in printed
+    assert "longer: Declared: 2 changes of Response length (tokens) within a run" in printed
     wrong = tmp_path / "wrong.py"
     wrong.write_text(text.format(baseline="SFTT"))
     assert main(["run", str(wrong), "--root", str(tmp_path)]) == 2

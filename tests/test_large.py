@@ -16,7 +16,11 @@ import tiny_models
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from analysis import reported
 from analysis import runs as load
+from analysis.exclusive import REPORTED as EXCLUSIVE_SOLVES
+from analysis.load import suites_of
+from analysis.published import TABLES, accuracy_of
 from workbench import (
     Constant,
     Data,
@@ -35,6 +39,7 @@ from workbench.plan import measurements
 from workbench.problems import Problem, Verdict
 from workbench.records import run_of
 from workbench.resources import Lacking, Resources
+from workbench.schema import AVERAGE, AVERAGE_OOD
 from workbench.study import differences
 from workbench.studyfile import StudyFile
 from workbench.training.evaluation import measure
@@ -95,6 +100,15 @@ def test_evaluation_is_the_papers() -> None:
     large_k = measurements(seen, seen.recipes["HPT"])
     assert {(m.suite, m.samples) for m in large_k} == {(suite, 2048) for suite in many}
     assert seen.recipes == main.recipes  # the same checkpoints: nothing is trained for Pass@k
+
+
+@pytest.mark.parametrize("table", [name for name in TABLES if name != EXCLUSIVE_SOLVES])
+def test_every_column_that_the_paper_reports_is_a_suite_or_an_average(table: str) -> None:
+    main = studies_of("qwen_7b")["qwen-7b"]
+    methods = reported(table).iloc[:, 0]
+    columns = {column for method in methods for column in accuracy_of(table, str(method))}
+    assert len(columns) == len(reported(table).columns) - 1
+    assert columns <= {*suites_of(main).names, AVERAGE, AVERAGE_OOD}
 
 
 def test_qwen_is_lengthened_and_llama_left_alone() -> None:

@@ -1,5 +1,10 @@
 """The paper's tables and figures, from small run directories of plausible numbers."""
 
+import copy
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +21,7 @@ from analysis import (
     PassAtK,
     RolloutGrid,
     Table,
+    dynamics,
     paper,
     report,
 )
@@ -26,6 +32,8 @@ from analysis.published import TABLES
 from analysis.style import looks
 from workbench import upge
 from workbench.passk import t_quantile
+from workbench.problems import Corpus, Rows
+from workbench.problems.loaders import load
 from workbench.recipe import Data, Evaluation, Recipe
 from workbench.records import run_of, write_lines
 from workbench.schema import File
@@ -75,6 +83,44 @@ def test_every_table_and_figure_of_the_paper_is_written_the_same_twice(root: Pat
     kept = {path: path.read_bytes() for path in first.paths if path.stem in again}
     assert list(report(study, outputs, root, only=again).paths) == list(kept)
     assert {path: path.read_bytes() for path in kept} == kept
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+from small import make_study
+from analysis import AcrossSuites, Change, Comparison, dynamics, paper, report
+
+study = make_study()
+shown = (
+    *paper(study, tuple(study.recipes)),
+    *dynamics(study),
+    Comparison("gains", study, ("SFT", "GRPO"), arms=["HPT"]),
+    Change("change", study, "length/all"),
+    AcrossSuites("across", study, "GRPO"),
+)
+report(study, shown, Path(sys.argv[2]), source=Path(sys.argv[1]))
+"""
+
+
+def test_processes_that_hash_differently_write_the_same_bytes(root: Path, tmp_path: Path) -> None:
+    """Sets of texts are in another order in each process that does not share its hash seed."""
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    folders = [tmp_path / seed for seed in ("1", "2")]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ELSEWHERE, str(root), str(folder)],
+            env={**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": folder.name},
+        )
+        for folder in folders
+    ]
+    assert [process.wait() for process in processes] == [0, 0]
+    one, two = (
+        {path.name: path.read_bytes() for path in (folder / "reports" / "small").iterdir()}
+        for folder in folders
+    )
+    assert {"md", "tex", "csv", "svg", "html"} <= {name.rpartition(".")[2] for name in one}
+    assert [name for name in {**one, **two} if one.get(name) != two.get(name)] == []
 
 
 def test_one_output_is_written_alone(root: Path) -> None:
@@ -227,7 +273,7 @@ def test_a_grid_has_a_row_a_question_sorted_and_a_panel_a_level(runs: loading.Ru
     for heat in found.panels:
         assert isinstance(heat, Heat)
         assert np.all(np.diff(np.nanmean(heat.values, axis=1)) <= 0)
-    assert "n = 3" in found.note
+    assert "n = 3, descriptive" in found.note
     nothing = RolloutGrid("f", make_study(), arms=("SFT",))
     assert nothing.panels(runs.of(nothing.needed)).left_out == ("SFT has no rollouts",)
 
@@ -241,15 +287,51 @@ def test_a_difference_grid_is_on_a_scale_around_nothing(runs: loading.Runs) -> N
     assert np.nanmax(np.abs(heat.values)) == 0  # both met the same questions with the same luck
 
 
+def test_two_arms_of_names_that_nobody_knows_differ_in_colour(tmp_path: Path) -> None:
+    recipes = make_study().recipes
+    study = replace(
+        make_study(), arms={"mine": recipes["GRPO"], "yours": recipes["HPT"]}, seeds=(0,)
+    )
+    for cell in make_study(arms=("GRPO", "HPT"), seeds=(0,)).cells:
+        record_run(study, cell, run_of(tmp_path, cell.recipe, cell.seed))
+    drawing = RolloutGrid("f", study, "mine", arms=("yours",))
+    heat = drawing.panels(loading.runs(study, tmp_path)).panels[0]
+    styles = looks(["mine", "yours"])
+    assert heat.colors == (styles["mine"].color, "#ffffff", styles["yours"].color)  # type: ignore
+    assert styles["mine"].color != styles["yours"].color
+
+
 def test_a_constant_is_a_line_from_side_to_side_in_its_arms_look(runs: loading.Runs) -> None:
     figure = Figure(
-        "f", make_study(), y="offline/questions", arms=("HPT",), constants={"LUFFY": 1 / 8}
+        "f", make_study(), y="offline/sequences", arms=("HPT",), constants={"LUFFY": 1 / 8}
     )
     found = figure.panels(runs.of(figure.needed))
     line = found.panels[0].lines[-1]  # type: ignore
     assert (line.x.tolist(), line.y.tolist()) == ([1.0, STEPS], [0.125, 0.125])
     assert line.key == "LUFFY"
     assert "Constant: LUFFY 0.125." in found.note
+
+
+def test_the_offline_ratio_is_a_share_of_sequences_as_luffys_is(runs: loading.Runs) -> None:
+    outputs = {each.name: each for each in paper(make_study(), METHODS, gates={"HPT": "0.0"})}
+    labels = [panel.y_label for panel in outputs["figure-6"].panels(runs).panels]  # type: ignore
+    labels += [panel.y_label for panel in outputs["figure-8"].panels(runs).panels]  # type: ignore
+    assert labels == ["Offline data ratio (share of sequences)", "", "share of sequences"]
+
+
+def test_gradient_statistics_are_drawn_for_the_arms_that_have_them(runs: loading.Runs) -> None:
+    figure = next(each for each in dynamics(make_study()) if each.name == "gradient")
+    measured = copy.copy(runs)
+    steps = runs.history["step"].astype("float64")
+    columns = {
+        "grad/variance": steps,
+        "grad/share_sft": steps.where(runs.history["label"] == "HPT"),
+    }
+    vars(measured)["history"] = runs.history.assign(**columns)
+    found = figure.panels(measured)  # type: ignore
+    assert found.metrics == ("grad/variance", "grad/share_sft")
+    shown = [[line.label for line in panel.lines] for panel in found.panels]
+    assert shown == [["SFT", "GRPO", "SFT->GRPO", "LUFFY", "SRFT", "HPT"], ["HPT"]]
 
 
 def test_a_curve_has_a_t_interval_from_five_seeds_on() -> None:
@@ -262,6 +344,8 @@ def test_a_curve_has_a_t_interval_from_five_seeds_on() -> None:
     assert found["high"].tolist() == pytest.approx([3 + half, 4 + half])
     few = analysis.curves(history[history["seed"] < FEW - 1], "step", "reward/mean")
     assert few["low"].isna().all() and set(few["n"]) == {4}
+    same = analysis.curves(history.assign(**{"reward/mean": 0.1}), "step", "reward/mean")
+    assert same["low"].isna().all() and same["mean"].tolist() == pytest.approx([0.1, 0.1])
 
 
 def test_a_running_mean_is_taken_of_each_run_by_itself() -> None:
@@ -303,6 +387,48 @@ def test_some_arms_alone_are_shown_in_the_colours_that_they_always_have(runs: lo
     assert [line.label for line in panel.lines] == ["GRPO", "HPT"]  # type: ignore
     table = Table("t", make_study(), arms=("HPT",))
     assert [row[0].text for row in table.sheet(runs.of(table.needed)).rows] == ["HPT"]
+
+
+# --- levels ---------------------------------------------------------------------------------------
+
+
+def record_questions(study: Study, root: Path, levels: list[list[int] | None]) -> None:
+    """A step of each cell for each of the levels, on the first three questions of the small world.
+
+    None leaves them out of the record.
+    """
+    for cell in study.cells:
+        run = run_of(root, cell.recipe, cell.seed)
+        run.create(cell.recipe, cell.seed)
+        asked = [f"arithmetic/train/{number:05d}" for number in range(3)]
+        gate = {"alpha": [1.0] * 3, "beta": [0.0] * 3, "correct": [1] * 3}
+        row = {"step": 1, "epoch": 0, "rollouts": 4, "questions": asked, **gate}
+        rows = [row | ({} if each is None else {"levels": each}) for each in levels]
+        write_lines(run.path / File.QUESTIONS, rows)
+        run.finish({})
+
+
+def test_levels_are_read_from_the_record_where_the_data_is_not_there(tmp_path: Path) -> None:
+    data = Corpus("absent", Rows(str(tmp_path / "absent.jsonl")))
+    study = Study("absent", {"GRPO": Recipe("arithmetic-1m", data).using(upge.grpo())})
+    record_questions(study, tmp_path, [[3, 1, 0], [2, 2, 5]])
+    found = loading.runs(study, tmp_path).questions
+    assert found["level"].tolist() == [3, 1, 0, 2, 2, 5]
+
+
+@pytest.mark.parametrize("later", [[], [5, 4, 3]], ids=["without", "without until resumed"])
+def test_a_record_without_levels_has_those_of_its_own_data(tmp_path: Path, later: list) -> None:
+    arms = {
+        f"seed {seed}": Recipe("arithmetic-1m", Data("arithmetic", 40, seed)).using(upge.grpo())
+        for seed in range(3)
+    }
+    study = Study("varied", arms)
+    record_questions(study, tmp_path, [None, later] if later else [None])
+    found = loading.runs(study, tmp_path).questions
+    for label, recipe in arms.items():
+        own = [problem.level for problem in load(recipe.data).train[:3]]
+        mine = loading.pick(found, label=label)["level"].tolist()
+        assert mine == [*own, *later]
 
 
 # --- compact records ------------------------------------------------------------------------------

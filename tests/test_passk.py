@@ -80,6 +80,13 @@ def test_the_interval_is_scipys() -> None:
     assert found.units == 4
 
 
+def test_units_that_are_all_the_same_have_no_interval() -> None:
+    found = mean_interval([[1.0, 0.1, 0.0], [1.0, 0.1 + 1e-17, 0.0], [1.0, 0.3, 0.0]])
+    assert np.isnan(found.low).tolist() == np.isnan(found.high).tolist() == [True, False, True]
+    sums = [0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1]  # the same but for rounding
+    assert sums[0] != sums[1] and np.isnan(mean_interval(sums).low)
+
+
 def test_one_unit_has_no_interval_and_none_is_refused() -> None:
     found = mean_interval([[0.5, 0.25]])
     assert found.mean.tolist() == [0.5, 0.25]

@@ -14,9 +14,10 @@ import pytest
 from mlflow import MlflowClient
 from small import make_study, record
 
+from analysis import fetch, histories
 from analysis import load as loading
 from analysis.page import Links
-from analysis.tracked import fetch, histories, links
+from analysis.tracked import links
 from workbench import plan
 from workbench.schema import Tag
 from workbench.tracking import (

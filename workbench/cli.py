@@ -193,15 +193,15 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _declared(file: StudyFile, study: "Study") -> list[str]:
-    """What the file's comparisons decide while there are no runs yet to decide it by."""
+    """What the file's comparisons and changes decide while there are no runs to decide it by."""
     from workbench.cli_report import outputs
 
     found = outputs(file, study)
     if not found:
         return []
-    from analysis import Comparison
+    from analysis.declared import Declared
 
-    return [f"{each.name}: {each.declared}" for each in found if isinstance(each, Comparison)]
+    return [f"{each.name}: {each.declared}" for each in found if isinstance(each, Declared)]
 
 
 def _plan_table(study: "Study", jobs: Sequence["Job"]) -> "RichTable":

@@ -152,15 +152,21 @@ def _print(shown: dict[str, Any], folder: Path, page: bool = True) -> None:
 
 def _mark(file: StudyFile, study: Study, jobs: "Sequence[Job]") -> str:
     """A hash of all that a report follows from but its links: outputs, records, code, packages."""
-    analysis = find_spec("analysis")  # found, and not imported
-    assert analysis is not None and analysis.origin is not None
-    read = sorted(Path(analysis.origin).parent.glob("*.py"))
+    read = [*_files_of("analysis"), *(p for p in _files_of("workbench") if p.suffix == ".py")]
     for job in jobs:
         kinds = (".json", ".jsonl", ".parquet")
         read += sorted(path for path in job.run.path.rglob("*") if path.suffix in kinds)
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in read]
     parts = (study, outputs(file, study), stamps, sorted(versions().items()))
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _files_of(package: str) -> list[Path]:
+    """The code and data of a package, which is found and not imported."""
+    spec = find_spec(package)
+    assert spec is not None and spec.origin is not None
+    found = (path for path in Path(spec.origin).parent.rglob("*") if path.is_file())
+    return sorted(path for path in found if path.suffix != ".pyc")
 
 
 def _source(study: Study, root: Path, given: str | None) -> Path | None:

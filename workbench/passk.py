@@ -11,11 +11,12 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 
 LEVEL = 0.95
+ROUNDING = 1e-12  # of a mean: what rounding may leave as the deviation of values that are the same
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval, elementwise; the ends are NaN where one unit alone was measured.
+    """A mean with its interval, elementwise; the ends are NaN where there is no interval.
 
     Attributes:
         mean, low, high: arrays of one shape.
@@ -97,6 +98,9 @@ def mean_pass_at_k_over_samples(
 def mean_interval(values: npt.ArrayLike, level: float = LEVEL) -> Estimate:
     """Averages over the first axis, with the t interval of a mean of independent units.
 
+    The ends are NaN for one unit, and where all units are the same: their deviation of 0 says
+    nothing of others.
+
     Raises:
         ValueError: no units.
     """
@@ -107,8 +111,9 @@ def mean_interval(values: npt.ArrayLike, level: float = LEVEL) -> Estimate:
     if len(units) == 1:
         unknown = np.full_like(mean, np.nan)
         return Estimate(mean, unknown, unknown, 1)
-    error = units.std(axis=0, ddof=1) / sqrt(len(units))
-    half = t_quantile(len(units) - 1, level) * error
+    deviation = units.std(axis=0, ddof=1)
+    known = np.where(deviation > ROUNDING * np.abs(mean), deviation, np.nan)
+    half = t_quantile(len(units) - 1, level) * known / sqrt(len(units))
     return Estimate(mean, mean - half, mean + half, len(units))
 
 

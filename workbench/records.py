@@ -6,7 +6,7 @@
         data.json         problems and digests by part, their sources, overlap of tests and training
         lock              held by the process that trains; the kernel frees it when that one dies
         metrics.jsonl     one line a step, synced
-        questions.jsonl   one line a step: rollout accuracy and gate weights of each question
+        questions.jsonl   one line a step: level, rollout accuracy and gate weights of each question
         checkpoints/      step-<n>/ with safetensors and a manifest of checksums
         evaluations/      <suite>-<hash8>.parquet, correct counts by problem
         probes/           <what>-<hash8>.parquet, moments of the gradient, beside what was asked

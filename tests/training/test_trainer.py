@@ -10,13 +10,15 @@ from workbench import Data, Optimizer, Recipe, replace, upge
 from workbench.problems import Verdict
 from workbench.resources import Resources
 from workbench.rollout import Request
+from workbench.schema import File
+from workbench.training.loop import train
 from workbench.training.policy import Policy
 from workbench.training.randomness import questions_of, seed_of
 from workbench.training.sampling import grade, prompt_of, sample, validate
 from workbench.training.scoring import collate
 from workbench.training.sequences import Sequence
 from workbench.training.tally import Tally
-from workbench.training.trainer import Trainer
+from workbench.training.trainer import Trainer, open_trainer
 from workbench.training.update import update
 
 METHODS = sorted(upge.NAMED)
@@ -154,6 +156,16 @@ def test_offline_share_of_sequences(name, rollouts, sequences, small, trainer_of
     assert metrics["offline/sequences"] == pytest.approx(sequences)
     assert 0 <= metrics["offline/gradient"] <= 1
     assert metrics["offline/questions"] == pytest.approx({1.0: 1.0, 0.0: 0.0}.get(sequences, 0.5))
+
+
+def test_a_steps_questions_are_recorded_with_their_levels(small, open_run):
+    run = open_run(replace(small, method=upge.sft(), steps=1))
+    trainer = open_trainer(run, Resources())
+    train(trainer, run)
+    levels = {problem.id: problem.level for problem in trainer.data.train}
+    (row,) = run.rows(File.QUESTIONS)
+    assert row["levels"] == [levels[name] for name in row["questions"]]
+    assert len(set(row["levels"])) > 1
 
 
 def test_a_too_large_gradient_is_skipped_and_counted(small, trainer_of):

@@ -46,6 +46,8 @@ _SUITE_LEVELS = {
     "mixed": (1, 2, 3, 4, 5),
     "composed": (5,),
 }
+# What a level's problems are called: as the suite of that level alone.
+KINDS = {levels[0]: name for name, levels in _SUITE_LEVELS.items() if len(levels) == 1}
 _SPOKEN = ("n±n±n", "n±n±n", "n±n±n", "n±n*n", "n*n±n")
 _EQUATIONS = ("x±n=n", "x±n±n=n")
 

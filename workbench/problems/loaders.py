@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from workbench.identity import nearest
-from workbench.problems.arithmetic import arithmetic
+from workbench.problems.arithmetic import KINDS, arithmetic
 from workbench.problems.corpus import Corpus, Rows
 from workbench.problems.problem import Dataset, Origin, Problem, Suite
 from workbench.problems.reading import Row, demonstrations, key_of, read
@@ -75,6 +75,11 @@ def outside(data: Data | Corpus) -> dict[str, bool]:
     """
     suites = data.suites if isinstance(data, Corpus) else load(data).suites
     return {suite.name: suite.out_of_distribution for suite in suites}
+
+
+def kinds(data: Data | Corpus) -> dict[int, str]:
+    """What kind of problem each level is, where the data names it; a corpus has levels alone."""
+    return {} if isinstance(data, Corpus) else KINDS
 
 
 # --- a corpus -------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def question_row(
     sequences: list[Sequence],
     gate: tuple[list[float], list[float]],
 ) -> Row:
-    """How many rollouts of each question were correct, and what the gate made of it."""
+    """Each question's level, how many of its rollouts were correct, what the gate made of it."""
     rollouts = [s for s in sequences if not s.demonstration]
     correct = [0] * len(problems)
     for s in rollouts:
@@ -47,6 +47,7 @@ def question_row(
         "step": step,
         "epoch": epoch,
         "questions": [p.id for p in problems],
+        "levels": [p.level for p in problems],
         "correct": correct if rollouts else [None] * len(problems),
         "rollouts": len(rollouts) // len(problems),
         "alpha": gate[0],
