@@ -1,6 +1,8 @@
 """Processes that work for another one: they end with it, and how one ended is told in words."""
 
 import ctypes
+import multiprocessing
+import os
 import signal
 import traceback
 from collections.abc import Iterator
@@ -45,6 +47,9 @@ def serving(orders: Connection) -> Iterator[None]:
     The other end of the connection gets a `Failed`; the traceback is in the log.
     """
     end_with_parent()
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():
+        raise SystemExit(1)  # it died before this process could ask to end with it
     try:
         yield
     except EOFError:  # the other end was closed: there are no more orders

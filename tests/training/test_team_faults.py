@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 from runs import assert_same_end, wait_for_step, worker
-from system import wait_for_end
+from system import alive, wait_for_end
+from teams import SPAWN, TWO, lead
 
 from workbench.records import Run
-from workbench.resources import Resources
 from workbench.training.loop import train
 from workbench.training.peer import serve
 from workbench.training.team import PeerFailed, PeerKilled, assembled
 from workbench.training.trainer import open_trainer
-
-TWO = Resources(device="cpu", processes=2)
 
 
 def test_a_process_that_is_killed_ends_the_others_and_says_so(small, open_run):
@@ -57,3 +55,20 @@ def test_a_worker_that_is_killed_leaves_nobody_behind_and_goes_on_as_if_nothing_
         wait_for_end(int(child))
     assert worker(killed, device="cpu", processes=2).wait() == 0
     assert_same_end(whole, killed, small.steps)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("end", ["leaves", "is killed"])
+def test_a_process_of_a_team_may_start_one_and_neither_outlives_the_leader(end):
+    ours, theirs = SPAWN.Pipe()
+    leader = SPAWN.Process(target=lead, args=(theirs,))
+    leader.start()
+    peer, helper = ours.recv()
+    assert alive(peer) and alive(helper)
+    if end == "leaves":
+        ours.send(end)
+    else:
+        leader.kill()
+    leader.join()
+    wait_for_end(peer)
+    wait_for_end(helper)

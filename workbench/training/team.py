@@ -172,26 +172,26 @@ def assembled(resources: Resources, serve: Serve) -> Iterator[Team]:
         return
     context = multiprocessing.get_context("spawn")
     store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-    stop, peers = context.Event(), {}
-    for rank in range(1, size):
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=serve, args=(theirs, stop, store.port, rank, size, resources), daemon=True
-        )
-        process.start()
-        theirs.close()
-        peers[ours] = process
-    team = Team(0, size, None, peers, stop)
+    team = Team(0, size, stop=context.Event())
     try:
+        for rank in range(1, size):
+            ours, theirs = context.Pipe()
+            # No daemon, for those may not start an engine's process; it ends with this one as well.
+            process = context.Process(
+                target=serve, args=(theirs, team.stop, store.port, rank, size, resources)
+            )
+            process.start()
+            theirs.close()
+            team.peers[ours] = process
         team.mesh = join(store, 0, size, resources)
         yield team
     except RuntimeError as error:
         team.why(error)
     finally:
-        for connection, process in peers.items():
+        for connection, process in team.peers.items():
             connection.close()
             process.kill()
-        for process in peers.values():
+        for process in team.peers.values():
             process.join()
         with suppress(RuntimeError, ValueError):
             dist.destroy_process_group()
