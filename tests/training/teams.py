@@ -32,6 +32,14 @@ def serve_with_a_helper(orders, stop, port, rank, size, resources):
         orders.recv()
 
 
+def serve_until_an_error(error, orders, stop, port, rank, size, resources):
+    """Fails at the first order as one does whose engine fails when all weights are together."""
+    with serving(orders):
+        join(dist.TCPStore("127.0.0.1", port, size), rank, size, resources)
+        orders.recv()
+        raise error
+
+
 def help_out(orders):
     with serving(orders):
         orders.send("ready")
