@@ -236,7 +236,7 @@ def test_positions_of_a_model_are_the_limit_of_its_answers() -> None:
         validate(Study("long", [long]))
 
 
-def test_what_a_machine_lacks_is_an_error_unless_it_is_asked_for() -> None:
+def test_what_a_machine_lacks_is_an_error_unless_it_is_asked_for(tmp_path: Path) -> None:
     study = Study("vllm", [Recipe("arithmetic-1m", Data("arithmetic"), sampling=BY_VLLM)])
     if find_spec("vllm") is not None:
         pytest.skip("vLLM is here")
@@ -245,7 +245,8 @@ def test_what_a_machine_lacks_is_an_error_unless_it_is_asked_for() -> None:
     lacking: list[str] = []
     validate(study, lacking)
     assert len(lacking) == 1
-    assert not all(fine for fine, _ in study_checks(StudyFile(Path("x.py"), sys, {"s": study})))
+    file = StudyFile(Path("x.py"), sys, {"s": study})
+    assert not all(fine for fine, _ in study_checks(file, tmp_path))
 
 
 def test_recomputed_layers_give_the_same_gradient(tmp_path) -> None:
