@@ -186,7 +186,10 @@ class Parting:
         """Begins anew with `parts` parts, and signs that `seed` decides."""
         places = self._places.values()
         sizes = [place.rows * place.columns for place in places]
-        self.parts = torch.zeros(parts, sum(sizes), device=self._device)
+        if self.parts.shape == (parts, sum(sizes)):
+            self.parts.zero_()  # another beside it would take as much again
+        else:
+            self.parts = torch.zeros(parts, sum(sizes), device=self._device)
         if self._sums is not None:
             count = len(self._light)
             order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
