@@ -60,6 +60,7 @@ def _memory_lines(label: str, memory: Memory, device: Device, advice: str) -> li
         *_parts("always", memory.always),
         *_parts("in an update", memory.update),
         *_parts("in a rollout", memory.rollout),
+        *_parts("instead, in an evaluation", memory.evaluation),
         f"  at the peak {memory.peak / GIB:.1f} GiB: {verdict}",
     ]
 

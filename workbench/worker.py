@@ -7,6 +7,7 @@ or taken over by another process, 130 interrupted with its checkpoint saved.
 import argparse
 import contextlib
 import faulthandler
+import gc
 import json
 import logging
 import multiprocessing
@@ -136,6 +137,7 @@ def _complete(
     torch.set_num_threads(resources.threads)
     if not run.finished:
         _train(run, resources, keep, stopping)
+        gc.collect()  # a model and what parts its gradient know each other: memory is wanted now
     lost = [step for step in keep if not run.checkpoint_path(step).exists()]
     aside = Run(run.path.with_name(f".again-{run.path.name}"))
     if lost:

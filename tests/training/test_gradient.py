@@ -179,9 +179,8 @@ def test_what_is_put_together_for_a_sketch_is_bounded_and_changes_no_number(size
     assert torch.equal(Sketch(parameters, size)(gradients), expected)
     row = size or 1
     assert len(numbers) > 1
-    assert (
-        max(numbers) <= max(128, 16 * row) + row
-    )  # rows that are added up at once, and a begun one
+    # Rows that are added up at once stay together, behind one that began before them.
+    assert max(numbers) <= max(128, 16 * row) + row
 
 
 def test_a_short_gradient_is_kept_whole():
