@@ -383,15 +383,28 @@ def test_doctor_says_where_problems_are_from_and_what_overlaps(folder: Path) -> 
     assert all(fine for fine, _ in checks)
     assert "12 rows, 9 problems (3 held out for validation), not pinned; Rows(..., rev" in said
     assert "24 of 24 golds verify against themselves" in said
-    assert "9 of 9 demonstrations looked at end in their gold" in said
+    assert "9 of 9 demonstrations looked at end in their gold, 100.0% (90% or more" in said
     assert "9 of 12 in seen share 13 words in a row with training" in said
 
 
-def test_doctor_finds_demonstrations_that_no_verifier_can_read(folder: Path) -> None:
-    value = corpus(Rows(str(folder / "rows.csv"), demonstration="level"), name="levels")
-    checks = data_checks(Study("levels", {"arm": Recipe("arithmetic-1m", value)}))
-    said = "levels: 0 of 9 demonstrations looked at end in their gold"
-    assert (False, said) in checks
+@pytest.mark.parametrize(("right", "said"), [
+    (0, "0 of 20 demonstrations looked at end in their gold, 0.0% (90% or more are needed); "
+        "19 wrong, 1 unparsable_answer"),
+    (17, "17 of 20 demonstrations looked at end in their gold, 85.0% (90% or more are needed); "
+         "2 wrong, 1 unparsable_answer"),
+    (18, "18 of 20 demonstrations looked at end in their gold, 90.0% (90% or more are needed); "
+         "1 wrong, 1 unparsable_answer"),
+])  # fmt: skip
+def test_doctor_says_which_share_of_demonstrations_is_right_and_wants_most(
+    right, said, tmp_path
+) -> None:
+    texts = [rf"\boxed{{{n if n < right else n + 1}}}" for n in range(19)] + ["nothing"]
+    rows = [{"q": f"{n}?", "answer": str(n), "text": text} for n, text in enumerate(texts)]
+    path = tmp_path / "shown.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    value = Corpus("shown", Rows(str(path), "q", demonstration="text"), validation=0)
+    checks = data_checks(Study("shown", {"arm": Recipe("arithmetic-1m", value)}))
+    assert (right >= 18, f"shown: {said}") in checks
 
 
 # --- the real files -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections import Counter
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,7 @@ NEEDED = (
 )
 
 DEMONSTRATIONS = 200  # graded by doctor, of each corpus
+RIGHT = 0.9  # of them, at least: a corpus whose solutions were checked by other rules has some less
 
 Check = tuple[bool, str]
 
@@ -178,14 +180,19 @@ def _gold_check(data: Dataset) -> Check:
 
 
 def _demonstration_checks(data: Dataset) -> list[Check]:
-    """How many of the first demonstrations end in their gold, as training takes them all to."""
+    """Whether the first demonstrations end in their gold, as training takes them all to."""
     shown = [p for p in data.train if p.demonstration is not None][:DEMONSTRATIONS]
     if not shown:
         return []
     said = verdicts(data.verifier, [(str(p.demonstration), p.answer) for p in shown])
-    right = said.count(Verdict.CORRECT)
-    text = f"{data.name}: {right} of {len(shown)} demonstrations looked at end in their gold"
-    return [(bool(right), text)]
+    right, counted = said.count(Verdict.CORRECT), Counter(said)
+    share = right / len(shown)
+    others = ", ".join(f"{counted[v]} {v.value}" for v in counted if v != Verdict.CORRECT)
+    text = (
+        f"{data.name}: {right} of {len(shown)} demonstrations looked at end in their gold, "
+        f"{share:.1%} ({RIGHT:.0%} or more are needed){others and f'; {others}'}"
+    )
+    return [(share >= RIGHT, text)]
 
 
 def _overlap_checks(data: Dataset) -> list[Check]:
