@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from workbench import Benchmark, Corpus, Data, Recipe, Rows, Study, replace, upge
-from workbench.doctor import data_checks
+from workbench import Benchmark, Corpus, Data, Recipe, Rows, Study, doctor, replace, upge
+from workbench.doctor import data_checks, study_checks
 from workbench.identity import canonical, fingerprint, imports, restore
 from workbench.problems import Text, Verdict, loaders, published, verify
 from workbench.problems.contamination import overlaps
 from workbench.problems.prompts import Chat, llama, qwen_math, r1
 from workbench.problems.reading import gold_of, read
+from workbench.studyfile import StudyFile
 from workbench.validate import validate
 
 SHARED = Path(__file__).parents[1] / "../shared/data"
@@ -385,6 +386,17 @@ def test_doctor_says_where_problems_are_from_and_what_overlaps(folder: Path) -> 
     assert "24 of 24 golds verify against themselves" in said
     assert "9 of 9 demonstrations looked at end in their gold, 100.0% (90% or more" in said
     assert "9 of 12 in seen share 13 words in a row with training" in said
+
+
+def test_doctor_names_the_published_tables_that_are_not_pinned(monkeypatch, tmp_path) -> None:
+    arm = Recipe("arithmetic-1m", published.openr1_math_46k())
+    file = StudyFile(Path("x.py"), sys, {"study": Study("large", {"arm": arm})})
+    monkeypatch.setattr(doctor, "validate", lambda study, lacking: lacking.append("the hub"))
+    said = [text for fine, text in study_checks(file, tmp_path) if "is not pinned" in text and fine]
+    assert said == [
+        f"large: {table} is not pinned; runs take what it is when they begin"
+        for table in ("Elliott/Openr1-Math-46k-8192", "Idavidrein/gpqa")
+    ]
 
 
 @pytest.mark.parametrize(("right", "said"), [

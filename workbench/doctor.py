@@ -13,7 +13,7 @@ from workbench.devices import GIB
 from workbench.footprint import device_here, largest, total
 from workbench.host import disk, host
 from workbench.identity import fingerprint
-from workbench.launch import slots
+from workbench.launch import Slot, slots
 from workbench.plan import jobs
 from workbench.problems import Corpus, Dataset, Verdict, loaders
 from workbench.problems.contamination import WORDS, overlaps
@@ -89,14 +89,38 @@ def study_checks(file: StudyFile, root: Path) -> list[Check]:
             if not lacking:
                 checks.append((True, f"{study.name}: model and data"))
                 checks += data_checks(study)
-            checks += _memory_checks(study)
-            room = file.checked(variable, lambda each: slots(each.resources))
-            checks.append((True, f"{study.name}: room for {len(room)} cells at once"))
-            checks += _disk_checks(study, root, len(room))
-            checks += _host_checks(study, len(room), any(slot.gpus for slot in room))
+            checks += [*_unpinned_checks(study, lacking), *_memory_checks(study)]
+            room, said = _room(file, variable)
+            checks += [said, *_disk_checks(study, root, max(1, len(room)))]
+            if room:
+                checks += _host_checks(study, len(room), any(slot.gpus for slot in room))
         except Mistake as mistake:
             checks.append((False, f"{study.name}: {mistake}"))
     return checks
+
+
+def _room(file: StudyFile, variable: str) -> tuple[list[Slot], Check]:
+    """Room for the study's cells; none where this machine lacks what they need, which is said."""
+    name = file.studies[variable].name
+    try:
+        found = file.checked(variable, lambda each: slots(each.resources))
+    except Mistake as mistake:
+        return [], (False, f"{name}: {mistake}")
+    return found, (True, f"{name}: room for {len(found)} cells at once")
+
+
+def _unpinned_checks(study: Study, lacking: list[str]) -> list[Check]:
+    """Tables that may change on the hub: said, not refused, where they are not here to tell more.
+
+    See `data_checks` for those that are.
+    """
+    corpora = [r.data for r in study.recipes.values() if isinstance(r.data, Corpus)]
+    tables = [rows for corpus in corpora for rows in loaders.tables_of(corpus)] if lacking else []
+    floating = {r.source for r in tables if r.revision is None and not Path(r.source).exists()}
+    return [
+        (True, f"{study.name}: {source} is not pinned; runs take what it is when they begin")
+        for source in sorted(floating)
+    ]
 
 
 def _memory_checks(study: Study) -> list[Check]:
