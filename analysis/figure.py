@@ -341,7 +341,10 @@ def _of_history(
     notes += _missing(runs)
     if flat:
         said = ", ".join(f"{name} {number:g}" for name, number in flat.items())
-        notes.append(f"The same for all arms throughout: {said}.")
+        if panels:
+            notes.append(f"The same for all arms throughout: {said}.")
+        else:  # or nothing would say why there is no figure
+            left_out.append(f"the same for all arms throughout: {said}")
     return Panels(tuple(panels), "\n".join(notes), tuple(left_out), tuple(shown))
 
 

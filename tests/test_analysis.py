@@ -470,6 +470,13 @@ def test_a_figure_with_nothing_to_show_is_noted_and_not_drawn(root: Path) -> Non
     assert "empty is not drawn: no run has the metric loss/auxiliary." in found.notes
 
 
+def test_a_figure_of_what_never_differs_is_not_drawn_and_says_what_that_is(root: Path) -> None:
+    study = make_study()
+    found = report(study, (Figure("flat", study, y=("time/step", "length/wrong")),), root)
+    said = "the same for all arms throughout: Step 1.5, Length of wrong responses 50"
+    assert f"flat is not drawn: {said}." in found.notes
+
+
 def test_a_study_that_declares_nothing_has_default_outputs() -> None:
     names = [each.name for each in defaults(make_study())]
     assert names == ["results", "learning-curves", "dynamics", "pass-at-k"]

@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from workbench import Benchmark, Corpus, Data, Recipe, Rows, Study, replace, upge
-from workbench.doctor import data_checks
+from workbench import Benchmark, Corpus, Data, Recipe, Rows, Study, doctor, replace, upge
+from workbench.doctor import data_checks, study_checks
 from workbench.identity import canonical, fingerprint, imports, restore
 from workbench.problems import Text, Verdict, loaders, published, verify
 from workbench.problems.contamination import overlaps
 from workbench.problems.prompts import Chat, llama, qwen_math, r1
 from workbench.problems.reading import gold_of, read
+from workbench.studyfile import StudyFile
 from workbench.validate import validate
 
 SHARED = Path(__file__).parents[1] / "../shared/data"
@@ -383,15 +384,39 @@ def test_doctor_says_where_problems_are_from_and_what_overlaps(folder: Path) -> 
     assert all(fine for fine, _ in checks)
     assert "12 rows, 9 problems (3 held out for validation), not pinned; Rows(..., rev" in said
     assert "24 of 24 golds verify against themselves" in said
-    assert "9 of 9 demonstrations looked at end in their gold" in said
+    assert "9 of 9 demonstrations looked at end in their gold, 100.0% (90% or more" in said
     assert "9 of 12 in seen share 13 words in a row with training" in said
 
 
-def test_doctor_finds_demonstrations_that_no_verifier_can_read(folder: Path) -> None:
-    value = corpus(Rows(str(folder / "rows.csv"), demonstration="level"), name="levels")
-    checks = data_checks(Study("levels", {"arm": Recipe("arithmetic-1m", value)}))
-    said = "levels: 0 of 9 demonstrations looked at end in their gold"
-    assert (False, said) in checks
+def test_doctor_names_the_published_tables_that_are_not_pinned(monkeypatch, tmp_path) -> None:
+    arm = Recipe("arithmetic-1m", published.openr1_math_46k())
+    file = StudyFile(Path("x.py"), sys, {"study": Study("large", {"arm": arm})})
+    monkeypatch.setattr(doctor, "validate", lambda study, lacking: lacking.append("the hub"))
+    said = [text for fine, text in study_checks(file, tmp_path) if "is not pinned" in text and fine]
+    assert said == [
+        f"large: {table} is not pinned; runs take what it is when they begin"
+        for table in ("Elliott/Openr1-Math-46k-8192", "Idavidrein/gpqa")
+    ]
+
+
+@pytest.mark.parametrize(("right", "said"), [
+    (0, "0 of 20 demonstrations looked at end in their gold, 0.0% (90% or more are needed); "
+        "19 wrong, 1 unparsable_answer"),
+    (17, "17 of 20 demonstrations looked at end in their gold, 85.0% (90% or more are needed); "
+         "2 wrong, 1 unparsable_answer"),
+    (18, "18 of 20 demonstrations looked at end in their gold, 90.0% (90% or more are needed); "
+         "1 wrong, 1 unparsable_answer"),
+])  # fmt: skip
+def test_doctor_says_which_share_of_demonstrations_is_right_and_wants_most(
+    right, said, tmp_path
+) -> None:
+    texts = [rf"\boxed{{{n if n < right else n + 1}}}" for n in range(19)] + ["nothing"]
+    rows = [{"q": f"{n}?", "answer": str(n), "text": text} for n, text in enumerate(texts)]
+    path = tmp_path / "shown.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    value = Corpus("shown", Rows(str(path), "q", demonstration="text"), validation=0)
+    checks = data_checks(Study("shown", {"arm": Recipe("arithmetic-1m", value)}))
+    assert (right >= 18, f"shown: {said}") in checks
 
 
 # --- the real files -------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM as AutoModel
-from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
-from workbench import Data, Recipe, Resources, Sampling, Study, presets, replace, upge
+from workbench import Data, Recipe, Resources, Sampling, Study, Validation, presets, replace, upge
 from workbench.cli_estimate import describe
 from workbench.devices import DEVICES, GIB
 from workbench.footprint import (
@@ -28,6 +28,7 @@ from workbench.plan import jobs
 from workbench.problems import published
 from workbench.records import run_of
 from workbench.training.layout import Layout
+from workbench.training.parting import Parting, sums_of
 from workbench.training.policy import Policy
 from workbench.training.sampling import grade
 from workbench.training.scoring import collate
@@ -39,6 +40,7 @@ DATA = published.openr1_math_46k()
 H100 = DEVICES["h100-80gb"]
 LARGE = Resources(tokens=9216, recompute=True)
 SMALL = Recipe("arithmetic-1m", Data("arithmetic"), upge.sft())
+PARTS = 16  # demonstrations' and rollouts' of eight blocks
 TINY = Shape(4, 128, 512, 4, 4, 55, tied=True, qkv_bias=True)
 
 
@@ -72,13 +74,15 @@ def test_a_model_that_is_not_known_has_no_shape() -> None:
 # --- memory, by hand ------------------------------------------------------------------------------
 
 # GiB on one H100 at 9,216 tokens, recomputed, with vLLM beside the trainer. By hand for 1.5B:
-# 16 x 1.5437e9 = 24.70e9 bytes always; 4 x 1536 x 28 x 9216 = 1.5855e9 of activations and, of 883
-# tokens at a time, 6 x 0.23337e9 + 20 x 151936 x 883 + 16 x 1536 x 9216 = 4.3099e9 of the output
-# layer in an update; 45% of 79 GiB in a rollout. For 7B 16 x 7.6156e9; 3.6994e9 and, because twelve
-# bytes of the layer's weights are more, 12 x 0.54500e9 + 16 x 3584 x 9216 = 7.0685e9; the same 45%.
+# 16 x 1.5437e9 = 24.70e9 bytes always, and 64 of each of 28 x (4 x 23,040 + 2,048 + 3,072) + 32 x
+# 151,936 + 1,536 = 7.587e6 sums; 4 x 1536 x 28 x 9216 = 1.5855e9 of activations and, of 883 tokens
+# at a time, 6 x 0.23337e9 + 20 x 151936 x 883 + 16 x 1536 x 9216 = 4.3099e9 of the output layer in
+# an update; 45% of 79 GiB in a rollout. For 7B 16 x 7.6156e9 and 64 x 15.628e6; 3.6994e9 and,
+# because twelve bytes of the layer's weights are more, 12 x 0.54500e9 + 16 x 3584 x 9216 =
+# 7.0685e9; the same 45%.
 BY_HAND = {
-    "Qwen/Qwen2.5-Math-1.5B": (23.00, 5.49, 35.55),
-    "Qwen/Qwen2.5-Math-7B": (113.48, 10.03, 35.55),
+    "Qwen/Qwen2.5-Math-1.5B": (23.46, 5.49, 35.55),
+    "Qwen/Qwen2.5-Math-7B": (114.41, 10.03, 35.55),
 }
 
 
@@ -105,7 +109,9 @@ def test_an_engine_apart_takes_nothing_of_the_trainers_gpu() -> None:
 def test_shards_leave_each_gpu_its_part_of_what_is_always_held() -> None:
     name, spread = "Qwen/Qwen2.5-Math-7B", replace_resources(LARGE, gpus=8, processes=8)
     alone, found = (memory(paper(name), each, PUBLISHED[name], H100) for each in (LARGE, spread))
-    assert total(found.always) == pytest.approx(total(alone.always) / 8)
+    whole, parted = total(alone.always[:3]), alone.always[3]  # parts are whole on every process
+    assert total(found.always[:3]) == pytest.approx(whole / 8)
+    assert found.always[3:] == (parted,)
     # By hand: 1.09e9 outside of layers and 2.33e8 in each, 8 bytes of them and of two layers.
     extra = (total(found.update) - total(alone.update)) / GIB
     assert extra == pytest.approx(8 * (1.0900e9 + 2 * 0.23306e9) / GIB, rel=0.001)
@@ -128,11 +134,48 @@ def replace_resources(resources: Resources, **changes: object) -> Resources:
     return Resources(**{**vars(resources), **changes})
 
 
-def test_a_cell_without_rollouts_has_none_and_a_kl_penalty_has_a_second_model() -> None:
-    assert memory(SMALL, Resources(), TINY, None).rollout == ()
+def test_a_kl_penalty_has_a_second_model() -> None:
     grpo = replace(upge.grpo(), auxiliary=(upge.KLPenalty(0.1, to_base=True),))
-    lines = memory(SMALL.using(grpo), Resources(), TINY, None).always
+    lines = memory(SMALL.using(grpo, gradient_blocks=1), Resources(), TINY, None).always
     assert total(lines) == (16 + 4) * TINY.parameters
+
+
+# Sequences whose keys and values are held: of the rollouts or of the validation, 512 at most.
+VALIDATED = {
+    "none drawn to train on": (upge.sft(), Validation(samples=4, problems=10), 40),
+    "more to validate": (upge.grpo(), Validation(samples=4, problems=100), 400),
+    "more to train on": (upge.grpo(), Validation(samples=4, problems=10), 128),
+    "all problems": (upge.sft(), Validation(), 512),
+}
+
+
+@pytest.mark.parametrize("case", VALIDATED)
+def test_the_engine_is_there_for_validation_whether_or_not_training_draws(case) -> None:
+    method, validation, sequences = VALIDATED[case]
+    recipe = replace(SMALL.using(method), validation=validation)
+    (line,) = memory(recipe, Resources(), TINY, None).rollout
+    assert line.bytes == sequences * (64 + 128) * TINY.cached(4)
+    with_vllm = replace(recipe, sampling=Sampling(engine="vllm"))
+    assert total(memory(with_vllm, Resources(), TINY, H100).rollout) == int(0.45 * H100.memory)
+
+
+def test_an_evaluation_holds_the_whole_policy_beside_the_engine_on_every_process() -> None:
+    name, spread = "meta-llama/Llama-3.1-8B", replace_resources(LARGE, gpus=8, processes=8)
+    found = memory(paper(name), spread, PUBLISHED[name], H100)
+    expected = 4 * PARAMETERS[name] + 0.45 * H100.memory
+    assert total(found.evaluation) == pytest.approx(expected, rel=1e-9)
+    shared = replace_resources(spread, processes=1, gpus=2, engine_apart=True)
+    assert total(memory(paper(name), shared, PUBLISHED[name], H100).evaluation) < expected / 2
+    alone = memory(paper(name).using(None), spread, PUBLISHED[name], H100)
+    assert alone.peak == total(alone.evaluation)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_tells_a_gradient_apart_has_as_many_numbers_as_are_counted(name: str) -> None:
+    shape = Shape(**{**vars(PUBLISHED[name]), "layers": 3})
+    with FakeTensorMode():
+        parting = begun(AutoModel.from_config(config_of(name, 3), dtype=torch.float32))
+    assert parting.parts.shape == (PARTS, shape.parted())
 
 
 # --- memory, counted ------------------------------------------------------------------------------
@@ -180,6 +223,20 @@ def config_of(name: str, layers: int) -> PreTrainedConfig:
     )
 
 
+class InOrder(list):
+    def tolist(self) -> list[int]:
+        return self
+
+
+def begun(model: PreTrainedModel) -> Parting:
+    """What parts the gradient; which layers are measured needs an order that has data."""
+    parting = Parting(model, sums_of(model))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randperm", lambda count, generator: InOrder(range(count)))
+        parting.begin(PARTS, seed=0)
+    return parting
+
+
 def counted(name: str, layers: int, dtype: str, resources: Resources) -> int:
     """Bytes at the peak of a micro-batch's passes, without the gradients; tensors have no data."""
     tokens = resources.tokens or 0
@@ -192,9 +249,11 @@ def counted(name: str, layers: int, dtype: str, resources: Resources) -> int:
         trained = torch.ones(1, tokens - 1, dtype=torch.bool)
         layout = Layout(ids, places, ids[:, 1:], places[None], trained, (tokens,), (tokens - 1,))
         model.lm_head.weight.grad = torch.zeros_like(model.lm_head.weight)
+        parting = begun(model)
         before = counting.peak = counting.now
-        current = policy.score(layout, entropy=True)
-        current.logprobs.sum().backward(inputs=[model.lm_head.weight])
+        with parting.watch(layout, [0]):
+            current = policy.score(layout, entropy=True)
+            current.logprobs.sum().backward(inputs=[model.lm_head.weight])
         return counting.peak - before
 
 

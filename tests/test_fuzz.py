@@ -13,7 +13,7 @@ from workbench.validate import validate
 STUDY = """
 from workbench import Data, Evaluation, Optimizer, Recipe, Sampling, Study, Validation, grid, upge
 base = Recipe("arithmetic-1m", Data("arithmetic", train=20), steps=4, questions=2, rollouts=2,
-              sampling=Sampling(1.0, top_p=0.9, max_tokens=8), optimizer=Optimizer(0.001),
+              sampling=Sampling(0.9, top_p=1.0, max_tokens=8), optimizer=Optimizer(0.001),
               validation=Validation(every=2, samples=1, problems=3))
 gated = base.using(upge.hpt(gate=upge.Switch(at_most=0.5)), updates_per_batch=2)
 cells = grid(upge.Estimator, mask=[upge.KeepAll(), upge.RatioClip(0.2, high=0.3)],

@@ -75,7 +75,7 @@ RECIPES = {
     "three phases": BASE.using(upge.hpt()).start_from(BASE.using(upge.grpo()).start_from(SFT)),
     "every part": replace(
         BASE,
-        sampling=Sampling(0.7, top_p=0.9, max_tokens=64),
+        sampling=Sampling(0.7, max_tokens=64),
         optimizer=Optimizer(1e-3, betas=(0.8, 0.95), schedule=WarmupCosine(5), skip_above=80),
         validation=Validation(every=5, problems=10),
         dtype="bfloat16",

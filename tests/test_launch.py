@@ -17,7 +17,7 @@ from workbench.launch.room import Slot, slots
 from workbench.plan import Job, status
 from workbench.recipe import Data, Measurement, Recipe
 from workbench.records import run_of
-from workbench.resources import Resources
+from workbench.resources import Lacking, Resources
 from workbench.schema import File
 
 
@@ -116,6 +116,10 @@ ENGINES = {
         "tensor_parallel": 2,
     },
     "engine_cache must be above 0 or None, got 0.0; such as 1.0": {"engine_cache": 0},
+    "tensor_parallel is 2, but on a processor .*; use tensor_parallel=1": {
+        "device": "cpu",
+        "tensor_parallel": 2,
+    },
     "tensor_parallel must be at least 1, got 0; the nearest is 1": {"tensor_parallel": 0},
 }
 
@@ -124,8 +128,7 @@ ENGINES = {
 def test_resources_for_an_engine_are_checked(message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Resources(**ENGINES[message])
-    assert Resources(device="cpu", tensor_parallel=2).gpus == 1  # processes need no GPU there
-    assert Resources(device="cpu", processes=2).gpus == 1
+    assert Resources(device="cpu", processes=2).gpus == 1  # processes need no GPU there
 
 
 def test_cores_are_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +138,8 @@ def test_cores_are_shared_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rooms == {1: 8, 3: 2, 8: 1, 16: 1}
     with pytest.raises(ValueError, match="choose auto or cpu"):
         slots(Resources(device="cuda"))
+    with pytest.raises(Lacking, match=r"tensor_parallel is 2, .* there is no GPU; use"):
+        slots(Resources(gpus=2, tensor_parallel=2))
 
 
 def test_the_command_carries_what_the_worker_needs(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from workbench import Corpus, Rows, replace
+from workbench.problems import MathMatch, Verdict
 
 SIZES = {
     "hidden_size": 32,
@@ -99,6 +100,15 @@ def _save(folder: Path, model: Any, tokenizer: Any) -> str:
 # --- tables ---------------------------------------------------------------------------------------
 
 
+class Lucky(MathMatch):
+    """Right by luck too: random models never are by themselves, and much is about being right."""
+
+    def __call__(self, response: str, gold: str) -> Verdict:
+        said = super().__call__(response, gold)
+        lucky = said is Verdict.UNPARSABLE_ANSWER and len(response) % 8 == 0
+        return Verdict.CORRECT if lucky else said
+
+
 def local(corpus: Corpus, folder: Path, rows: int = 12) -> Corpus:
     """The corpus with small files of the same columns in place of its tables."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +117,8 @@ def local(corpus: Corpus, folder: Path, rows: int = 12) -> Corpus:
         for each in corpus.suites
     ]
     training = _written(corpus.rows, folder / "train.jsonl", rows)
-    return replace(corpus, rows=training, suites=suites, validation=2, train=None)
+    small = {"rows": training, "suites": suites, "validation": 2, "train": None}
+    return replace(corpus, **small, verifier=Lucky())
 
 
 def _written(rows: Rows, path: Path, count: int) -> Rows:

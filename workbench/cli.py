@@ -549,7 +549,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
     checks = [*machine_checks(_root(options)), *package_checks()]
     if options.study is not None:
-        checks += study_checks(load(options.study, options.name))
+        checks += study_checks(load(options.study, options.name), _root(options))
     for fine, text in checks:
         print(f"{'ok     ' if fine else 'MISSING'}  {text}")
     return OK if all(fine for fine, _ in checks) else FAILED

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from workbench import footprint
+from workbench import host as machine
 from workbench.devices import DEVICES, GIB, Device
 from workbench.footprint import Line, Memory, Seconds
 from workbench.plan import Job, steps_of
@@ -27,6 +28,7 @@ def describe(study: Study, jobs: Sequence[Job], on: str | None) -> list[str]:
     label, memory = most
     return [
         *_memory_lines(label, memory, device, _advice(trained, study.resources, device)),
+        *_host_lines(trained, jobs, study.resources),
         *_time_lines(trained, jobs, study.resources, device),
     ]
 
@@ -58,12 +60,24 @@ def _memory_lines(label: str, memory: Memory, device: Device, advice: str) -> li
         *_parts("always", memory.always),
         *_parts("in an update", memory.update),
         *_parts("in a rollout", memory.rollout),
+        *_parts("instead, in an evaluation", memory.evaluation),
         f"  at the peak {memory.peak / GIB:.1f} GiB: {verdict}",
     ]
 
 
 def _parts(when: str, lines: Iterable[Line]) -> list[str]:
     return [f"  {when}: {ln.what} {ln.bytes / GIB:.1f} GiB = {ln.formula}" for ln in lines]
+
+
+def _host_lines(
+    trained: Mapping[str, Recipe], jobs: Sequence[Job], resources: Resources
+) -> list[str]:
+    host = machine.host(trained, resources, on_gpu=True)
+    return [
+        "of the machine:",
+        *_parts("on its disk", machine.disk(jobs, resources)),
+        *_parts("for each cell at a time", [host] if host else []),
+    ]
 
 
 def _time_lines(

@@ -3,15 +3,18 @@
 import os
 import shutil
 import sys
+from collections import Counter
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 from workbench import provenance
 from workbench.devices import GIB
-from workbench.footprint import device_here, largest
+from workbench.footprint import device_here, largest, total
+from workbench.host import disk, host
 from workbench.identity import fingerprint
-from workbench.launch import slots
+from workbench.launch import Slot, slots
+from workbench.plan import jobs
 from workbench.problems import Corpus, Dataset, Verdict, loaders
 from workbench.problems.contamination import WORDS, overlaps
 from workbench.problems.isolation import verdicts
@@ -26,21 +29,30 @@ NEEDED = (
 )
 
 DEMONSTRATIONS = 200  # graded by doctor, of each corpus
+RIGHT = 0.9  # of them, at least: a corpus whose solutions were checked by other rules has some less
 
 Check = tuple[bool, str]
 
 
 def machine_checks(root: Path) -> list[Check]:
     """Python, processor, memory, disk, and whether torch can use each GPU."""
-    there = next(each for each in (root, *root.parents) if each.exists())
-    free = shutil.disk_usage(there).free / 2**30
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    there, free = _disk(root)
     return [
         (sys.version_info >= (3, 11), f"python {sys.version.split()[0]} (3.11 or later)"),
-        (True, f"processor {provenance.processor()}, {memory:.0f} GiB memory"),
-        (free > 1, f"disk {free:.0f} GiB free at {there} (1 GiB or more)"),
+        (True, f"processor {provenance.processor()}, {_memory() / GIB:.0f} GiB memory"),
+        (free > GIB, f"disk {free / GIB:.0f} GiB free at {there} (1 GiB or more)"),
         *_gpu_checks(),
     ]
+
+
+def _disk(root: Path) -> tuple[Path, int]:
+    """The folder that is there, and the bytes that are free in it."""
+    there = next(each for each in (root, *root.parents) if each.exists())
+    return there, shutil.disk_usage(there).free
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _gpu_checks() -> list[Check]:
@@ -64,8 +76,8 @@ def package_checks() -> list[Check]:
     return checks
 
 
-def study_checks(file: StudyFile) -> list[Check]:
-    """Whether the model, the data, the rollout engine and the device of each study are there."""
+def study_checks(file: StudyFile, root: Path) -> list[Check]:
+    """Whether the model, data, rollout engine, devices, memory and disk of each study are there."""
     checks: list[Check] = []
     for variable, study in file.studies.items():
         engines = {recipe.sampling.engine for recipe in study.recipes.values()}
@@ -77,12 +89,38 @@ def study_checks(file: StudyFile) -> list[Check]:
             if not lacking:
                 checks.append((True, f"{study.name}: model and data"))
                 checks += data_checks(study)
-            checks += _memory_checks(study)
-            room = file.checked(variable, lambda each: slots(each.resources))
-            checks.append((True, f"{study.name}: room for {len(room)} cells at once"))
+            checks += [*_unpinned_checks(study, lacking), *_memory_checks(study)]
+            room, said = _room(file, variable)
+            checks += [said, *_disk_checks(study, root, max(1, len(room)))]
+            if room:
+                checks += _host_checks(study, len(room), any(slot.gpus for slot in room))
         except Mistake as mistake:
             checks.append((False, f"{study.name}: {mistake}"))
     return checks
+
+
+def _room(file: StudyFile, variable: str) -> tuple[list[Slot], Check]:
+    """Room for the study's cells; none where this machine lacks what they need, which is said."""
+    name = file.studies[variable].name
+    try:
+        found = file.checked(variable, lambda each: slots(each.resources))
+    except Mistake as mistake:
+        return [], (False, f"{name}: {mistake}")
+    return found, (True, f"{name}: room for {len(found)} cells at once")
+
+
+def _unpinned_checks(study: Study, lacking: list[str]) -> list[Check]:
+    """Tables that may change on the hub: said, not refused, where they are not here to tell more.
+
+    See `data_checks` for those that are.
+    """
+    corpora = [r.data for r in study.recipes.values() if isinstance(r.data, Corpus)]
+    tables = [rows for corpus in corpora for rows in loaders.tables_of(corpus)] if lacking else []
+    floating = {r.source for r in tables if r.revision is None and not Path(r.source).exists()}
+    return [
+        (True, f"{study.name}: {source} is not pinned; runs take what it is when they begin")
+        for source in sorted(floating)
+    ]
 
 
 def _memory_checks(study: Study) -> list[Check]:
@@ -99,6 +137,27 @@ def _memory_checks(study: Study) -> list[Check]:
         f"{device.memory / GIB:.0f}"
     )
     return [(memory.peak <= device.memory, text)]
+
+
+def _disk_checks(study: Study, root: Path, cells: int) -> list[Check]:
+    """Whether there is room for the checkpoints of what is left to train."""
+    lines, (there, free) = disk(jobs(study, root), study.resources, cells), _disk(root)
+    texts = [f"{line.what} {line.bytes / GIB:.1f} GiB = {line.formula}" for line in lines]
+    text = f"{study.name}: {'; '.join(texts)}; {free / GIB:.0f} GiB are free at {there}"
+    return [(total(lines) <= free, text)] if lines else []
+
+
+def _host_checks(study: Study, cells: int, on_gpu: bool) -> list[Check]:
+    """Whether the machine's memory is enough for as many cells as run at once."""
+    line, there = host(study.recipes, study.resources, on_gpu), _memory()
+    if line is None:
+        return []
+    needed = cells * line.bytes
+    text = (
+        f"{study.name}: {line.what} of {cells} cells at once {needed / GIB:.1f} GiB = {cells} x "
+        f"{line.formula}; the machine has {there / GIB:.0f} GiB"
+    )
+    return [(needed <= there, text)]
 
 
 def data_checks(study: Study) -> list[Check]:
@@ -145,14 +204,19 @@ def _gold_check(data: Dataset) -> Check:
 
 
 def _demonstration_checks(data: Dataset) -> list[Check]:
-    """How many of the first demonstrations end in their gold, as training takes them all to."""
+    """Whether the first demonstrations end in their gold, as training takes them all to."""
     shown = [p for p in data.train if p.demonstration is not None][:DEMONSTRATIONS]
     if not shown:
         return []
     said = verdicts(data.verifier, [(str(p.demonstration), p.answer) for p in shown])
-    right = said.count(Verdict.CORRECT)
-    text = f"{data.name}: {right} of {len(shown)} demonstrations looked at end in their gold"
-    return [(bool(right), text)]
+    right, counted = said.count(Verdict.CORRECT), Counter(said)
+    share = right / len(shown)
+    others = ", ".join(f"{counted[v]} {v.value}" for v in counted if v != Verdict.CORRECT)
+    text = (
+        f"{data.name}: {right} of {len(shown)} demonstrations looked at end in their gold, "
+        f"{share:.1%} ({RIGHT:.0%} or more are needed){others and f'; {others}'}"
+    )
+    return [(share >= RIGHT, text)]
 
 
 def _overlap_checks(data: Dataset) -> list[Check]:

@@ -20,6 +20,7 @@ from workbench.provenance import gpus
 from workbench.recipe import Model, Recipe
 from workbench.records import read_json
 from workbench.resources import Resources
+from workbench.training.sums import VOCABULARY, sums
 
 UPDATE_EFFICIENCY = 0.4  # of the peak arithmetic: what dense models of this size are trained at
 DECODE_EFFICIENCY = 0.5  # of the peak bandwidth
@@ -53,15 +54,29 @@ class Shape:
         return 2 * h * h + 2 * h * keys + biases + 3 * h * self.intermediate + 2 * h
 
     @property
+    def tables(self) -> int:
+        """Matrices of the vocabulary: the embedding, and the output layer unless it is that."""
+        return 1 if self.tied else 2
+
+    @property
     def parameters(self) -> int:
         """All of them; tied embeddings count once."""
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        embeddings = self.vocabulary * self.hidden * self.tables
         return embeddings + self.layers * self.in_layer + self.hidden
 
     @property
     def multiplied(self) -> int:
         """Parameters that a token is multiplied by: all but a table that is only looked up in."""
         return self.parameters - (0 if self.tied else self.vocabulary * self.hidden)
+
+    def parted(self) -> int:
+        """Numbers that a block's part of the gradient is kept as: sums of matrices, and vectors."""
+        h, keys = self.hidden, self.kv_heads * self.head
+        each = sums(7 * self.layers + self.tables)
+        outputs = 3 * h + 2 * keys + 2 * self.intermediate
+        biases = h + 2 * keys if self.qkv_bias else 0
+        of_vocabulary = self.tables * min(h, VOCABULARY * each) * self.vocabulary
+        return of_vocabulary + self.layers * (each * outputs + biases + 2 * h) + h
 
     def cached(self, number: int) -> int:
         """Bytes of keys and values for a token, numbers of that many bytes."""
@@ -130,18 +145,21 @@ class Memory:
         parameters: of the model.
         always: held all through a run.
         update: more while a micro-batch is differentiated.
-        rollout: more while responses are drawn.
+        rollout: more while responses are drawn, for training or for validation.
+        evaluation: all that is held while what was trained is measured.
     """
 
     parameters: int
     always: tuple[Line, ...]
     update: tuple[Line, ...]
     rollout: tuple[Line, ...]
+    evaluation: tuple[Line, ...]
 
     @property
     def peak(self) -> int:
-        """The most that is held at one time: updates and rollouts take turns."""
-        return total(self.always) + max(total(self.update), total(self.rollout))
+        """The most that is held at one time: updates, rollouts and evaluations take turns."""
+        training = total(self.always) + max(total(self.update), total(self.rollout))
+        return max(training, total(self.evaluation))
 
 
 def total(lines: Sequence[Line]) -> int:
@@ -150,24 +168,38 @@ def total(lines: Sequence[Line]) -> int:
 
 
 def memory(recipe: Recipe, resources: Resources, shape: Shape, device: Device | None) -> Memory:
-    """What training takes of its GPU, or of a processor where there is none."""
+    """What a recipe takes of its GPU, or of a processor where there is none."""
     p, n = shape.parameters, resources.processes
+    measured = _engine(recipe, resources, shape, device, resources.sequences)
+    evaluation = (Line("the whole policy", 4 * p, "4 P, float32"), *measured)
+    if recipe.method is None:
+        return Memory(p, (), (), (), evaluation)
     over = f" / {n}" if n > 1 else ""
     always = [
         Line("weights", 4 * p // n, f"4 P{over}, float32"),
         Line("gradients", 4 * p // n, f"4 P{over}, kept until the next update"),
         Line("AdamW", 8 * p // n, f"8 P{over}, two moments"),
     ]
-    if recipe.method is not None and recipe.method.needs_base:
+    if recipe.method.needs_base:
         always.append(Line("base model", 4 * p // n, f"4 P{over}, of a KL penalty"))
     if n > 1 and recipe.sampling.engine == "transformers":
         always.append(Line("copy to decode with", 4 * p, "4 P, float32"))
-    return Memory(
-        p,
-        tuple(always),
-        tuple(_update(recipe, resources, shape, device is not None)),
-        tuple(_rollout(recipe, resources, shape, device)),
-    )
+    if recipe.gradient_blocks > 1:
+        always.append(_parted(recipe, shape))
+    rollout = _engine(recipe, resources, shape, device, _drawn(recipe, resources))
+    if n > 1 and recipe.sampling.engine == "vllm":
+        given = Line("the same, put together of shards", p * _number(recipe), "given to vLLM")
+        rollout.insert(1, given)
+    update = _update(recipe, resources, shape, device is not None)
+    return Memory(p, tuple(always), tuple(update), tuple(rollout), evaluation)
+
+
+def _parted(recipe: Recipe, shape: Shape) -> Line:
+    """What the gradient is told apart in, which every process has whole."""
+    questions = -(-recipe.questions // recipe.updates_per_batch)
+    parts = 2 * min(recipe.gradient_blocks, questions)
+    text = f"4 bytes of {shape.parted():,} sums of each of {parts} parts, for the live statistics"
+    return Line("gradient told apart by block", 4 * parts * shape.parted(), text)
 
 
 def largest(
@@ -242,26 +274,32 @@ def in_parts(recipe: Recipe, resources: Resources, shape: Shape, on_gpu: bool) -
     return micro_batch(recipe, resources, on_gpu) * shape.vocabulary > resources.logits
 
 
-def _rollout(
-    recipe: Recipe, resources: Resources, shape: Shape, device: Device | None
+def _drawn(recipe: Recipe, resources: Resources) -> int:
+    """Responses that are decoded together in a step or in a validation, whichever has more."""
+    method, plan = recipe.method, recipe.validation
+    rollouts = recipe.questions * recipe.rollouts if method and method.samples_rollouts else 0
+    validated = resources.sequences if plan.problems is None else plan.problems * plan.samples
+    return min(resources.sequences, max(rollouts, validated))
+
+
+def _engine(
+    recipe: Recipe, resources: Resources, shape: Shape, device: Device | None, rows: int
 ) -> list[Line]:
-    if recipe.method is None or not recipe.method.samples_rollouts or resources.engine_apart:
+    """What the rollout engine takes beside the trainer, with so many responses at a time."""
+    if resources.engine_apart:
         return []
     if recipe.sampling.engine == "transformers":
-        rows = min(resources.sequences, recipe.questions * recipe.rollouts)
         size = shape.cached(4) * longest_sequence(recipe) * rows
         return [Line("keys and values", size, f"8 L (KV heads) (head) s of {rows} sequences")]
     weights = shape.parameters * _number(recipe) // resources.tensor_parallel
-    given = [Line("vLLM's weights", weights, "P in the recipe's dtype, over tensor_parallel")]
-    if resources.processes > 1:
-        given.append(Line("the same, put together of shards", weights, "given to vLLM"))
+    given = Line("vLLM's weights", weights, "P in the recipe's dtype, over tensor_parallel")
     if resources.engine_cache is not None:
         cache = int(resources.engine_cache * GIB)
-        return [*given, Line("keys and values", cache, "Resources.engine_cache")]
+        return [given, Line("keys and values", cache, "Resources.engine_cache")]
     if device is None:
-        return [*given, Line("keys and values", GIB, "1 GiB on a processor")]
+        return [given, Line("keys and values", GIB, "1 GiB on a processor")]
     left = max(0, int(SHARED_ENGINE * device.memory) - weights)
-    return [*given, Line("keys and values", left, "what is left of 45% of the GPU")]
+    return [given, Line("keys and values", left, "what is left of 45% of the GPU")]
 
 
 def _number(recipe: Recipe) -> int:

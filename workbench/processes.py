@@ -1,6 +1,8 @@
 """Processes that work for another one: they end with it, and how one ended is told in words."""
 
 import ctypes
+import multiprocessing
+import os
 import signal
 import traceback
 from collections.abc import Iterator
@@ -10,6 +12,10 @@ from multiprocessing.connection import Connection
 from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
+
+
+class Killed(RuntimeError):
+    """A process that the run needs was ended from outside, like any process on a busy machine."""
 
 
 def end_with_parent() -> None:
@@ -27,14 +33,20 @@ def how_it_ended(code: int) -> str:
 
 @dataclass(frozen=True)
 class Failed:
-    """An error ended a process: the name of its class, and its words."""
+    """An error ended a process: the name of its class, its words, and whether it is a `Killed`."""
 
     kind: str
     words: str
+    killed: bool
 
     def reraise(self, who: str, otherwise: type[Exception]) -> NoReturn:
-        """Raises it here: a MemoryError where memory ran out, which is tried again with less."""
-        kind = MemoryError if self.kind in ("OutOfMemoryError", "MemoryError") else otherwise
+        """Raises it here as what decides whether it is tried again: as one of three classes.
+
+        MemoryError where memory ran out, `Killed` where a process of that one was, or `otherwise`.
+        """
+        kind = Killed if self.killed else otherwise
+        if self.kind in ("OutOfMemoryError", "MemoryError"):
+            kind = MemoryError
         raise kind(f"{who}: {self.kind}: {self.words}")
 
 
@@ -45,6 +57,9 @@ def serving(orders: Connection) -> Iterator[None]:
     The other end of the connection gets a `Failed`; the traceback is in the log.
     """
     end_with_parent()
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():
+        raise SystemExit(1)  # it died before this process could ask to end with it
     try:
         yield
     except EOFError:  # the other end was closed: there are no more orders
@@ -52,5 +67,6 @@ def serving(orders: Connection) -> Iterator[None]:
     except Exception as error:
         traceback.print_exc()
         with suppress(OSError):
-            orders.send(Failed(type(error).__name__, str(error)))
+            killed = isinstance(error, Killed)
+            orders.send(Failed(type(error).__name__, str(error), killed))
         raise SystemExit(1) from error

@@ -105,7 +105,7 @@ class Sampling(Component):
 
     Attributes:
         temperature: divides the logits; log-probabilities are taken at this temperature too.
-        top_p: nucleus; below 1 the sampled distribution is not the trained one.
+        top_p: nucleus; 1 alone, for below it another policy would be sampled than is trained.
         max_tokens: response tokens after which a rollout counts as truncated.
         engine: the rollout engine, `transformers` or `vllm`; a choice of numbers as well as speed.
     """
@@ -116,11 +116,11 @@ class Sampling(Component):
     engine: Annotated[str, OneOf(("transformers", "vllm"))] = "transformers"
 
     def check(self) -> None:
-        if self.engine == "vllm" and self.top_p < 1:
+        if self.top_p < 1:
             raise ValueError(
-                f"Sampling.top_p is {self.top_p}, but with engine='vllm' rollouts are trained on "
-                "with vLLM's log-probabilities, which below 1 are those of the nucleus alone and "
-                "not of the policy that is trained; use top_p=1.0 (an Evaluation may take any)"
+                f"Sampling.top_p is {self.top_p}, but rollouts of a nucleus are not draws from the "
+                "policy whose log-probabilities gradients are made of: RLOO's too would be biased, "
+                "and EngineCorrected sees nothing; use top_p=1.0 (an Evaluation may take any)"
             )
 
 

@@ -50,10 +50,6 @@ class Held(RuntimeError):
     """Another process holds the run's lock."""
 
 
-class Killed(RuntimeError):
-    """A process that the run needs was ended from outside, like any process on a busy machine."""
-
-
 class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is saved."""
 

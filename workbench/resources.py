@@ -9,6 +9,10 @@ from workbench.rules import Count, OneOf, Positive, Whole
 
 LOGITS = 2**27  # half a GiB in float32: large enough that a part of them keeps a GPU busy
 LEAST_TOKENS = 256  # a micro-batch below which memory is not what a smaller one would save
+NOT_SPREAD = (
+    "but on a processor vLLM's processes share memory by a name that is one for the whole machine: "
+    "a second engine, or the next after one that was killed, could not start"
+)
 
 
 class Lacking(ValueError):
@@ -37,7 +41,7 @@ class Resources:
         recompute: keep the input of each layer alone and compute the rest again for the gradient,
             which takes a third more of an update's arithmetic.
         sequences: sequences that one rollout call decodes together.
-        tensor_parallel: GPUs, or processes on a processor, that a vLLM engine is spread over.
+        tensor_parallel: GPUs that a vLLM engine is spread over.
         engine_apart: whether a vLLM engine has the last of the cell's GPUs to itself; else it
             shares the trainer's, and sleeps while that works.
         engine_cache: GiB that a vLLM engine has for keys and values on each device; None takes 1 on
@@ -74,6 +78,11 @@ class Resources:
                 f"Resources.processes is {self.processes}, each with a vLLM engine of its own on "
                 "its own GPU, so that engine_apart and tensor_parallel have nothing to say; leave "
                 "them out, or use processes=1"
+            )
+        if self.device == "cpu" and self.tensor_parallel > 1:
+            raise ValueError(
+                f"Resources.tensor_parallel is {self.tensor_parallel}, {NOT_SPREAD}; use "
+                "tensor_parallel=1"
             )
         needed = max(self.processes, self.tensor_parallel + self.engine_apart)
         if self.device != "cpu" and needed > self.gpus:

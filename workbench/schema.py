@@ -102,6 +102,10 @@ PROBE = "probe/{method}/{name}"  # at the step of the probe's checkpoint
 AVERAGE = "avg"  # the in-distribution suites' mean, in place of a suite's name
 AVERAGE_OOD = "avg_ood"
 
+# Columns of an evaluation's table: how many of a problem's responses had each verdict but
+# `correct`, which is a column too. `ungradable` is the sum of all but `wrong`.
+OTHER_VERDICTS = ("wrong", "unparsable_answer", "unparsable_gold", "timeout", "error")
+
 # Timings differ between two runs of one seed; everything else must not.
 WALL_CLOCK = ("time/",)
 

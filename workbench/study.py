@@ -20,7 +20,7 @@ MOST = 10_000  # cells of a grid or a study: more is a mistake, and would take h
 def grid(make: Callable[..., T], **axes: Iterable[Any]) -> list[T]:
     """Every combination of the axes, the last one fastest, as values.
 
-    >>> grid(Sampling, temperature=[0.6, 1.0], top_p=[0.95, 1.0])  # four Samplings
+    >>> grid(Sampling, temperature=[0.6, 1.0], max_tokens=[64, 128])  # four Samplings
 
     Raises:
         TypeError: an axis that is not a field.

@@ -7,6 +7,7 @@ or taken over by another process, 130 interrupted with its checkpoint saved.
 import argparse
 import contextlib
 import faulthandler
+import gc
 import json
 import logging
 import multiprocessing
@@ -25,8 +26,9 @@ from typing import Any
 
 from workbench import models, provenance
 from workbench.durable import DiskFull, Fenced, move, remove_tree, sweep
+from workbench.processes import Killed
 from workbench.recipe import Measurement, Probe
-from workbench.records import Held, Interrupted, Killed, Run
+from workbench.records import Held, Interrupted, Run
 from workbench.resources import Resources
 from workbench.schema import Failure, File
 
@@ -80,12 +82,12 @@ def _work(run: Run, options: argparse.Namespace) -> int:
     except Exception as error:  # the rim of the process: recorded, and told by the exit status
         with contextlib.suppress(OSError):  # the log may be on the disk that is full
             traceback.print_exc()
-        _tell(run, _kind(error), f"{type(error).__name__}: {error}")
+        _tell(run, failure_of(error), f"{type(error).__name__}: {error}")
         return FAILED
     return DONE
 
 
-def _kind(error: Exception) -> str:
+def failure_of(error: Exception) -> str:
     """What kind of failure an error is: whether it is tried again, and how, follows from it."""
     if isinstance(error, DiskFull):
         return Failure.DISK
@@ -135,6 +137,7 @@ def _complete(
     torch.set_num_threads(resources.threads)
     if not run.finished:
         _train(run, resources, keep, stopping)
+        gc.collect()  # a model and what parts its gradient know each other: memory is wanted now
     lost = [step for step in keep if not run.checkpoint_path(step).exists()]
     aside = Run(run.path.with_name(f".again-{run.path.name}"))
     if lost:

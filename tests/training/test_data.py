@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny_models
 from transformers import AutoTokenizer
 
 from workbench import Benchmark, Corpus, Data, Recipe, Rows, replace
@@ -13,7 +14,7 @@ from workbench.problems import Chat, ExactMatch, Text, loaders
 from workbench.records import read_json
 from workbench.resources import Resources
 from workbench.schema import METRICS, File
-from workbench.training.data import fitting, open_data, prompt_ids
+from workbench.training.data import end_id, fitting, open_data, prompt_ids
 from workbench.training.loop import train
 from workbench.training.trainer import open_trainer
 
@@ -65,6 +66,29 @@ def test_a_chat_is_rendered_by_the_tokenizers_template(tokenizer) -> None:
     assert prompt_ids(tokenizer, prompt, "345+812") == tuple(
         tokenizer(text, add_special_tokens=False)["input_ids"]
     )
+
+
+TURNS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
+# The tokenizer's own end, what ends a response, the prompt; by hand, what a demonstration ends in.
+ENDS = {
+    "the tokenizer's": ("<|im_end|>", ["<|endoftext|>", "<|im_end|>"], Text("{question}"), -1),
+    "the first, whose number is lower": ("<|endoftext|>", ["<|endoftext|>", "<|im_end|>"],
+                                         Text("{question}"), 0),
+    "the turn's": ("<|endoftext|>", ["<|endoftext|>", "<|im_end|>"], Chat(), -1),
+    "a turn's that ends no response": ("<|endoftext|>", ["<|endoftext|>"], Chat(), 0),
+    "the only one": ("<|endoftext|>", ["<|im_end|>"], Text("{question}"), 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_a_demonstration_ends_as_a_response_is_meant_to(case, tmp_path) -> None:
+    own, ends, prompt, place = ENDS[case]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models.qwen(tmp_path))
+    tokenizer.eos_token, tokenizer.chat_template = own, TURNS
+    ids = tokenizer.convert_tokens_to_ids(ends)
+    assert end_id(tokenizer, prompt, frozenset(ids)) == ids[place]
 
 
 def test_a_start_token_is_there_once(tokenizer) -> None:

@@ -8,6 +8,7 @@ from steps import one_step
 
 from workbench import Optimizer, replace, upge
 from workbench.resources import Resources
+from workbench.training import gradient
 from workbench.training.gradient import Blocks, Sketch, blocks_of, ratios, windowed
 from workbench.training.parting import Parting
 from workbench.training.tally import Tally
@@ -158,6 +159,28 @@ def test_a_sketch_keeps_products_on_average_and_its_error_is_as_stated(size):
     assert torch.tensor(squares).mean() == pytest.approx(1, abs=4 * float(error) / 20)
     assert torch.tensor(products).mean() == pytest.approx(1, abs=8 * float(error) / 20)
     assert float(error) == pytest.approx((2 / size) ** 0.5, rel=0.25)
+
+
+@pytest.mark.parametrize("size", [7, 64, None])
+def test_what_is_put_together_for_a_sketch_is_bounded_and_changes_no_number(size, monkeypatch):
+    torch.manual_seed(3)
+    shapes = [(13, 50), (31,), (200, 9), (1,), (40, 40), (3, 3)]
+    gradients = [torch.randn(shape) for shape in shapes]
+    gradients[3] = None
+    parameters = [torch.zeros(shape) for shape in shapes]
+    expected, together, numbers = Sketch(parameters, size)(gradients), torch.cat, []
+
+    def cat(parts):
+        numbers.append(sum(map(len, parts)))
+        return together(parts)
+
+    monkeypatch.setattr(gradient, "_TOGETHER", 128)
+    monkeypatch.setattr(torch, "cat", cat)
+    assert torch.equal(Sketch(parameters, size)(gradients), expected)
+    row = size or 1
+    assert len(numbers) > 1
+    # Rows that are added up at once stay together, behind one that began before them.
+    assert max(numbers) <= max(128, 16 * row) + row
 
 
 def test_a_short_gradient_is_kept_whole():

@@ -5,9 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 
 from workbench.problems import Verdict, Verifier
 from workbench.problems.isolation import graders
+from workbench.recipe import Measurement
+from workbench.schema import OTHER_VERDICTS
+from workbench.training.evaluation import measure
 from workbench.training.sampling import grade, sample
 from workbench.training.statistics import rollout_statistics
 from workbench.training.tally import Tally
@@ -22,6 +26,30 @@ class HangsOnDigits(Verifier):
         while any(digit in response for digit in self.digits):
             pass
         return Verdict.WRONG
+
+
+class SaysAll(Verifier):
+    """Says every verdict in turn, whatever the response."""
+
+    interprets = False
+    said = 0
+
+    def __call__(self, response: str, gold: str) -> Verdict:
+        SaysAll.said += 1
+        return list(Verdict)[SaysAll.said % 6]
+
+
+def test_an_evaluation_loses_no_verdict(small, trainer_of, open_run) -> None:
+    trainer, run = trainer_of(small), open_run(small, seed=1)
+    data = dataclasses.replace(trainer.data, verifier=SaysAll())
+    plan = Measurement("chain", 9, temperature=0.6, top_p=0.95, max_tokens=4, seed=0, problems=4)
+    measure(run, trainer.policy, trainer.engine, data, plan)
+    rows = parquet.read_table(run.evaluation_path(plan)).to_pylist()
+    every = ("correct", *OTHER_VERDICTS)
+    assert {each.value for each in Verdict} == set(every)
+    assert [sum(row[name] for name in every) for row in rows] == [9] * 4
+    assert [sum(row[name] for row in rows) for name in every] == [6] * 6
+    assert sum(row["ungradable"] for row in rows) == 4 * 6
 
 
 def test_a_step_goes_on_when_grading_hangs(

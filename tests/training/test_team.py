@@ -42,19 +42,19 @@ DIFFERENCES = {
 }  # fmt: skip
 
 METHODS = {
-    "grpo": upge.grpo(),
-    "ppo": upge.ppo(),  # a value head
-    "kl": replace(upge.rloo(), auxiliary=(upge.KLPenalty(0.01, to_base=True),)),  # a base model
-    "rloo": upge.rloo(),
-    "dapo": upge.dapo(),
-    "cispo": upge.cispo(),
-    "gspo": upge.gspo(),
-    "sft": upge.sft(),
-    "luffy": upge.luffy(),
-    "srft": upge.srft(),  # an entropy that is learned
-    "hpt": upge.hpt(),
-    "off/on": upge.off_on(),
+    **{name: make() for name, make in upge.NAMED.items()},
+    "kl": replace(upge.rloo(), auxiliary=(upge.KLPenalty(0.01, to_base=True),)),
+    "corrected": upge.corrected(upge.grpo(), 2.0),
 }
+# With something that others lack: a group, a value head, demonstrations alone and beside rollouts,
+# an entropy that is learned, a gate, a base model, the engine's log-probabilities. The others
+# differ from these in what a token weighs, which every process works out for all.
+KINDS = {
+    "grpo", "dapo", "ppo", "sft", "luffy", "srft", "hpt", "hpt_released", "kl", "corrected",
+}  # fmt: skip
+ALL = [
+    name if name in KINDS else pytest.param(name, marks=pytest.mark.integration) for name in METHODS
+]
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -90,10 +90,8 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         assert float((found[name] - tensor).abs().max()) <= tolerance * scale, name
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_an_update_is_that_of_one_process(small, open_run, team, name):
-    recipe = small.using(METHODS[name])
-    run = open_run(recipe)
+def assert_as_alone(run, team):
+    """Fails unless one update of the team is that of one process; returns its sequences."""
     sequences, metrics, tensors = one_update(run, team)
     alone, expected, whole = one_update(run)
     assert [s.response for s in sequences] == [s.response for s in alone]
@@ -102,6 +100,25 @@ def test_an_update_is_that_of_one_process(small, open_run, team, name):
     assert [metrics[k] for k in settled] == pytest.approx([expected[k] for k in settled], rel=1e-4)
     assert_same(tensors, whole, 1e-4)
     assert metrics["optim/gradient_norm"] > 0
+    return sequences
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_update_is_that_of_one_process(small, open_run, team, name):
+    assert_as_alone(open_run(small.using(METHODS[name])), team)
+
+
+def test_an_update_is_that_of_one_process_where_others_draw_and_learn_from_no_rollout(
+    small, open_run, team
+):
+    recipe = replace(small.using(upge.reinforce()), questions=1, rollouts=1)
+    assert len(assert_as_alone(open_run(recipe), team)) == 1
+
+
+def test_an_update_is_that_of_one_process_where_no_rollout_is_right(small, open_run, team):
+    """So that a demonstration, which one process has, is all that anybody learns from."""
+    sequences = assert_as_alone(open_run(replace(small.using(upge.hpt()), questions=1)), team)
+    assert [s.correct for s in sequences] == [False] * small.rollouts + [True]
 
 
 def test_several_optimizer_steps_over_one_batch_are_those_of_one_process(small, open_run, team):

@@ -1,16 +1,20 @@
 """One optimizer step is the method's, whatever the micro-batches."""
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
 from steps import by_turns, one_step
 
-from workbench import Data, Optimizer, Recipe, replace, upge
+from workbench import Data, Optimizer, Recipe, replace, upge, worker
 from workbench.problems import Verdict
+from workbench.recipe import Measurement
 from workbench.resources import Resources
 from workbench.rollout import Request
 from workbench.schema import File
+from workbench.training import trainer
 from workbench.training.loop import train
 from workbench.training.policy import Policy
 from workbench.training.randomness import questions_of, seed_of
@@ -294,6 +298,32 @@ def test_validation_says_how_sure_any_method_is(method, small, trainer_of):
     layout = trainer.policy.lay_out(sequences)
     surprisal = -trainer.policy.score(layout).logprobs.detach()[layout.trained].mean()
     assert tally.metrics()["validation/entropy"] == pytest.approx(float(surprisal), rel=1e-5)
+
+
+def test_weights_are_no_copies_but_where_they_are_put_together(small, trainer_of):
+    policy = trainer_of(replace(small, dtype="bfloat16")).policy
+    given = policy.weights(policy.dtype)
+    assert [each.data_ptr() for _, each in given] == [p.data_ptr() for _, p in policy.parameters()]
+
+
+def test_what_trained_is_gone_before_anything_is_measured(small, open_run, monkeypatch):
+    opened, measured = [], []
+
+    def open_it(*given):
+        found = open_trainer(*given)
+        opened.append(weakref.ref(found.policy.model))
+        return found
+
+    monkeypatch.setattr(trainer, "open_trainer", open_it)
+    monkeypatch.setattr(worker, "_measure", lambda *given: measured.append(opened[0]()))
+    suite = Measurement("chain", samples=1, temperature=0.6, top_p=0.95, max_tokens=8, seed=0)
+    run = open_run(replace(small, steps=1))
+    gc.disable()  # whenever that would come by itself
+    try:
+        worker._complete(run, Resources(device="cpu"), [suite], [], [], lambda: False)
+    finally:
+        gc.enable()
+    assert measured == [None]
 
 
 def test_a_recipe_without_its_own_data_says_so(trainer_of):

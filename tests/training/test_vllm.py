@@ -1,10 +1,13 @@
 """The vLLM engine draws what the transformers engine would, and fails in words; with real vLLM."""
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -157,6 +160,36 @@ def test_after_an_update_it_draws_with_the_new_weights(engine, policy, prompts):
     assert tokens_of(engine.generate(asked, GREEDY)) == before
 
 
+# --- several processes ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spread(policy):
+    """An engine of two processes, as GPUs have; Resources refuse it here for what it leaves."""
+    with closing(open_engine(RECIPE, policy, ON_PROCESSOR, lambda: None)) as engine:
+        engine.setup = dataclasses.replace(engine.setup, processes=2)
+        yield engine
+    for left in Path("/dev/shm").glob("-tp:0-*-cpushm_*"):
+        left.unlink()
+
+
+def test_a_model_that_is_spread_over_two_processes_draws_the_same(spread, policy, prompts):
+    asked, wanted, found = requests(prompts, 2), [], []
+    for _ in range(2):
+        wanted.append(tokens_of(transformers_of(policy).generate(asked, GREEDY)))
+        found.append(tokens_of(spread.generate(asked, GREEDY)))
+        with torch.no_grad():
+            for _, parameter in policy.parameters():
+                parameter.neg_()  # twice it is what it was
+    processes = [process.pid for process in spread._processes.values()]
+    spread.close()
+    assert found == wanted
+    assert found[0] != found[1]
+    assert len(processes) == 2
+    for process in processes:
+        wait_for_end(process)
+
+
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
@@ -201,39 +234,67 @@ def children(pid):
 
 
 @pytest.fixture
-def worker(open_run, small):
-    """A worker that trains with the engine, and its run."""
-    sampling = Sampling(max_tokens=24, engine="vllm")
-    method = upge.corrected(upge.luffy(), 2.0)  # demonstrations move it whatever is drawn
-    run = open_run(replace(small, method=method, sampling=sampling, steps=3))
-    resources = '{"device": "cpu", "engine_cache": 0.25}'
-    command = [sys.executable, "-m", "workbench.worker", str(run.path), "--resources", resources]
-    with open(run.path / "log", "wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-    yield process, run
-    process.kill()
-    process.wait()
+def start(open_run, small):
+    """Starts a worker that trains with the engine, and its run."""
+    started = []
+
+    def worker(processes=1, steps=3):
+        sampling = Sampling(max_tokens=24, engine="vllm")
+        method = upge.corrected(upge.luffy(), 2.0)  # demonstrations move it whatever is drawn
+        run = open_run(replace(small, method=method, sampling=sampling, steps=steps))
+        resources = {"device": "cpu", "engine_cache": 0.25, "processes": processes}
+        command = [sys.executable, "-m", "workbench.worker", str(run.path)]
+        with open(run.path / "log", "wb") as output:
+            options = ["--resources", json.dumps(resources)]
+            started.append(subprocess.Popen(command + options, stdout=output, stderr=output))
+        return started[-1], run
+
+    yield worker
+    for process in started:
+        process.kill()
+        process.wait()
 
 
-def test_a_worker_trains_with_it_and_records_how_far_it_is_from_the_trainer(worker):
-    process, run = worker
+def wait_for_rows(process, run, count):
+    while not run.rows() or len(run.rows()) < count:
+        assert process.poll() is None, (run.path / "log").read_text()[-3000:]
+        time.sleep(0.1)
+
+
+def test_a_worker_trains_with_it_and_records_how_far_it_is_from_the_trainer(start):
+    process, run = start()
     assert process.wait() == DONE, (run.path / "log").read_text()[-3000:]
     rows = [row for row in run.rows() if row["step"] > 0]
     assert len(rows) == 3
     for row in rows:
-        assert row["optim/gradient_norm"] > 0 and row["optim/skipped"] == 0
-        assert 0 < row["ratio/engine_mismatch"] < TOLERANCE
-        assert row["ratio/engine_raw_mean"] == pytest.approx(1, abs=TOLERANCE)
-        assert row["ratio/engine_applied_max"] == row["ratio/engine_raw_max"] < 1.01
-        assert row["ratio/engine_cut"] == 0
+        assert_drawn_by_the_policy(row)
+
+
+def assert_drawn_by_the_policy(row):
+    assert row["optim/gradient_norm"] > 0 and row["optim/skipped"] == 0
+    assert 0 < row["ratio/engine_mismatch"] < TOLERANCE
+    assert row["ratio/engine_raw_mean"] == pytest.approx(1, abs=TOLERANCE)
+    assert row["ratio/engine_applied_max"] == row["ratio/engine_raw_max"] < 1.01
+    assert row["ratio/engine_cut"] == 0
+
+
+def test_a_team_trains_with_an_engine_each_and_one_that_is_killed_is_tried_again(start):
+    process, run = start(processes=2, steps=1000)
+    wait_for_rows(process, run, 3)
+    for row in run.rows()[1:]:
+        assert_drawn_by_the_policy(row)
+    ((engine, peer),) = [(e, p) for p in children(process.pid) for e in children(p)]
+    os.kill(engine, signal.SIGKILL)
+    assert process.wait() == FAILED
+    assert run.failure["kind"] == Failure.KILLED
+    assert f"process {peer} of the team: EngineKilled: " in run.failure["reason"]
+    wait_for_end(peer)
 
 
 @pytest.mark.parametrize("killed", ["engine", "worker"])
-def test_what_is_killed_ends_the_other(worker, killed):
-    process, run = worker
-    while not run.rows():  # the first validation has been drawn
-        assert process.poll() is None, (run.path / "log").read_text()[-3000:]
-        time.sleep(0.1)
+def test_what_is_killed_ends_the_other(start, killed):
+    process, run = start()
+    wait_for_rows(process, run, 1)  # the first validation has been drawn
     (engine,) = children(process.pid)
     os.kill(engine if killed == "engine" else process.pid, signal.SIGKILL)
     code = process.wait()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from workbench.durable import make_folder
 from workbench.provenance import cores, gpus
-from workbench.resources import Lacking, Resources
+from workbench.resources import NOT_SPREAD, Lacking, Resources
 
 FOLDER = "WORKBENCH_SLOTS"  # environment: where the locks lie, unless in the folder for temporaries
 
@@ -60,7 +60,7 @@ def slots(resources: Resources) -> list[Slot]:
     """One slot for each set of GPUs, or else for each share of the cores.
 
     Raises:
-        Lacking: more GPUs are asked for than there are.
+        Lacking: more GPUs are asked for than there are, or an engine over several without any.
     """
     found = () if resources.device == "cpu" else gpus()
     if resources.device == "cuda" and not found:
@@ -73,6 +73,9 @@ def slots(resources: Resources) -> list[Slot]:
     if found:
         sets = zip(*[iter(found)] * resources.gpus, strict=False)  # what is left over stays idle
         return [Slot(_names(each), tuple(uuid for uuid, _ in each)) for each in sets]
+    if resources.tensor_parallel > 1:
+        spread = f"Resources.tensor_parallel is {resources.tensor_parallel}"
+        raise Lacking(f"{spread}, {NOT_SPREAD}, and there is no GPU; use tensor_parallel=1")
     share = min(resources.threads * resources.processes, cores())
     shares = range(0, cores() - share + 1, share)
     return [Slot(f"cpu {n}", cores=tuple(range(n, n + share))) for n in shares]

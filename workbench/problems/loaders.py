@@ -54,7 +54,7 @@ def lacking(data: Data | Corpus) -> list[str]:
         ValueError: as `load`.
     """
     found = []
-    for rows in _tables_of(data) if isinstance(data, Corpus) else ():
+    for rows in tables_of(data) if isinstance(data, Corpus) else ():
         try:
             _table(rows)
         except Lacking as error:
@@ -62,7 +62,8 @@ def lacking(data: Data | Corpus) -> list[str]:
     return found
 
 
-def _tables_of(corpus: Corpus) -> list[Rows]:
+def tables_of(corpus: Corpus) -> list[Rows]:
+    """Every table of a corpus: of training, of what has tables of their own, and of its suites."""
     optional = (corpus.demonstrations, corpus.validation)
     own = [rows for rows in optional if isinstance(rows, Rows)]
     return [corpus.rows, *own, *(suite.rows for suite in corpus.suites)]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from workbench.records import Killed
+from workbench.processes import Killed
 
 
 @dataclass(frozen=True)

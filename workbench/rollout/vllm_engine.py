@@ -2,8 +2,8 @@
 
 Each call moves the weights from memory to memory, so that it draws from the policy as it is, and
 no part of a trainer has to say when that changed. Run so far with vLLM 0.32 built for processors,
-in one process. The same code is for GPUs, where it sleeps, wakes and maps the trainer's tensors by
-CUDA IPC as well, and for several processes (tensor parallel): neither has been run.
+in one process and in two (tensor parallel). The same code is for GPUs, where it sleeps, wakes and
+maps the trainer's tensors by CUDA IPC as well: that has not been run.
 
 Results do not depend on what else is in a call, but for rounding; rounding can follow the number
 of sequences that run at a time, so a resumed run is not promised to be the same bit for bit.

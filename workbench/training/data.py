@@ -1,6 +1,7 @@
 """A run's data: problems as prompts of tokens, those that are too long dropped, all recorded."""
 
 import logging
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,6 +16,8 @@ from workbench.records import Run, read_json, write_json
 from workbench.schema import File
 
 log = logging.getLogger(__name__)
+
+ANSWER = "answer"  # of an assistant, to see what a chat template has after it
 
 
 def prompt_ids(
@@ -36,6 +39,21 @@ def prompt_ids(
         )
         return tuple(tokenizer(f"{text}{prompt.start}", add_special_tokens=False)["input_ids"])  # type: ignore[arg-type]
     return tuple(tokenizer(prompt(question), add_special_tokens=True)["input_ids"])  # type: ignore[arg-type]
+
+
+def end_id(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, ends: Collection[int]) -> int:
+    """The token that a demonstration ends in: of those that end a response, the one that is meant.
+
+    That is what the chat template ends an answer with, for a `Chat`; else the tokenizer's own end;
+    else, where neither ends a response, the first that does.
+    """
+    wanted: list[Any] = [tokenizer.eos_token_id]
+    if isinstance(prompt, Chat):
+        turns = [*prompt("question"), {"role": "assistant", "content": ANSWER}]
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        after = tokenizer(text.rpartition(ANSWER)[2], add_special_tokens=False)["input_ids"]
+        wanted = [*after, *wanted]
+    return next((token for token in wanted if token in ends), min(ends))
 
 
 def open_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> Dataset:

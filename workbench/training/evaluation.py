@@ -1,5 +1,7 @@
 """Evaluation: n answers a problem, correct counts kept by problem."""
 
+from collections import Counter
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +16,7 @@ from workbench.recipe import Measurement
 from workbench.records import Run
 from workbench.rollout import Engine, Request, Response
 from workbench.rollout.engine import Decoding
-from workbench.schema import File
+from workbench.schema import OTHER_VERDICTS, File
 from workbench.training.data import prompt_ids
 from workbench.training.policy import Policy
 from workbench.training.randomness import seed_of
@@ -26,7 +28,8 @@ class Count:
 
     Attributes:
         problem: the problem.
-        samples, correct, truncated, ungradable: responses.
+        samples, truncated: responses.
+        verdicts: responses by what was said of them.
         tokens: of all responses.
         surprisal: minus the engine's log-probabilities of tokens, in nats; its mean estimates the
             entropy where nothing of the vocabulary is cut off.
@@ -35,12 +38,21 @@ class Count:
 
     problem: Problem
     samples: int
-    correct: int
+    verdicts: Mapping[Verdict, int]
     tokens: int
     truncated: int
-    ungradable: int
     surprisal: float
     surprising: int
+
+    @property
+    def correct(self) -> int:
+        """Responses that the verifier found right."""
+        return self.verdicts[Verdict.CORRECT]
+
+    @property
+    def ungradable(self) -> int:
+        """Responses of which it could not say whether they are."""
+        return self.samples - self.correct - self.verdicts[Verdict.WRONG]
 
 
 def count(
@@ -81,10 +93,9 @@ def _counted(problem: Problem, answers: list[Response], said: list[Verdict]) -> 
     return Count(
         problem=problem,
         samples=len(answers),
-        correct=said.count(Verdict.CORRECT),
+        verdicts=Counter(said),
         tokens=sum(len(a.tokens) for a in answers),
         truncated=sum(not a.finished for a in answers),
-        ungradable=sum(v not in (Verdict.CORRECT, Verdict.WRONG) for v in said),
         surprisal=-sum(sum(a.logprobs) for a in answers),
         surprising=sum(len(a.logprobs) for a in answers),
     )
@@ -109,6 +120,7 @@ def measure(
         "tokens": [c.tokens for c in counts],
         "truncated": [c.truncated for c in counts],
         "ungradable": [c.ungradable for c in counts],
+        **{name: [c.verdicts[Verdict(name)] for c in counts] for name in OTHER_VERDICTS},
     }
     table = pa.table(columns).replace_schema_metadata({"measurement": str(measurement)})
     with new_file(path, point=File.EVALUATIONS) as handle:

@@ -17,6 +17,7 @@ from workbench.training.team import begin, own
 
 SKETCH = 16_384  # dimensions in training: the standard error of a squared length is then 1.1%
 _ROWS = 16  # of a sketch that are added up at once: 1 MB, which a processor keeps at hand
+_TOGETHER = 2**24  # numbers of several parameters that are put together: a copy of 64 MB
 SFT, RL = range(2)  # the streams
 WINDOW = 0.9  # what an update keeps of the sums before it: about ten updates count
 
@@ -44,6 +45,9 @@ class Sketch:
         length = ends[-1]
         self.exact = size is None or length <= size
         self.size = length if self.exact else size or 0
+        self._row = 1 if self.exact else self.size
+        at_once = self._row * _ROWS
+        self._together = max(1, _TOGETHER // at_once) * at_once
         rows = -(-length // self.size)
         generator = torch.Generator().manual_seed(seed)
         bits = torch.randint(0, 2, (rows + self.size,), generator=generator)
@@ -56,25 +60,33 @@ class Sketch:
         """
         total = torch.zeros(self.size, device=self._signs.device)
         for place, parts in self._runs(gradients):
-            self._add(total, place, torch.cat(parts))
+            self._add(total, place, torch.cat(parts) if len(parts) > 1 else parts[0])
         return total
 
     def _runs(self, gradients: Sequence[Tensor | None]) -> Iterator[tuple[int, list[Tensor]]]:
         """Parts of the whole gradient that follow each other, and where the first begins.
 
-        One by one they would be many small sums: three times as slow for a small model.
+        One by one they would be many small sums: three times as slow for a small model. They end
+        where rows that are added up at once do, so that it changes no sum how many are together.
         """
         run: list[Tensor] = []
-        first = end = 0
+        first = end = room = 0
         for place, gradient in zip(self._begins, gradients, strict=True):
             if gradient is None:
                 continue
             if run and place != end:
                 yield first, run
                 run = []
-            part = own(gradient.detach()).float().flatten()
-            first, end = (first if run else place), place + len(part)
-            run.append(part)
+            part, end = own(gradient.detach()).float().flatten(), place
+            while len(part):
+                if not run:
+                    first, room = end, -end % self._row + self._together
+                taken, part = part[:room], part[room:]
+                run.append(taken)
+                end, room = end + len(taken), room - len(taken)
+                if room == 0:
+                    yield first, run
+                    run = []
         if run:
             yield first, run
 

@@ -20,10 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.training.layout import Layout
+from workbench.training.sums import VOCABULARY, sums
 
-# Sums of an input with signs: of all matrices together, the least of one, and how many times more
-# of a vocabulary's, for half of the square of a gradient may be theirs.
-SUMS, LEAST, VOCABULARY = 232, 4, 8
 # An update measures one in so many of the norms and of the layers wider than the model, the MLP's,
 # which stand for all: 2% and 17% of the square, and most of the work.
 DRAWN = 4
@@ -186,7 +184,10 @@ class Parting:
         """Begins anew with `parts` parts, and signs that `seed` decides."""
         places = self._places.values()
         sizes = [place.rows * place.columns for place in places]
-        self.parts = torch.zeros(parts, sum(sizes), device=self._device)
+        if self.parts.shape == (parts, sum(sizes)):
+            self.parts.zero_()  # another beside it would take as much again
+        else:
+            self.parts = torch.zeros(parts, sum(sizes), device=self._device)
         if self._sums is not None:
             count = len(self._light)
             order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
@@ -268,7 +269,7 @@ def can_part(model: nn.Module) -> bool:
 
 def sums_of(model: nn.Module) -> int:
     """How many sums are taken of each matrix's inputs."""
-    return max(LEAST, SUMS // sum(p.ndim > 1 for p in model.parameters()))
+    return sums(sum(p.ndim > 1 for p in model.parameters()))
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

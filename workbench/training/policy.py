@@ -89,9 +89,16 @@ class Policy:
         return found
 
     def weights(self, dtype: torch.dtype | None = None) -> list[tuple[str, Tensor]]:
-        """The model's weights by name, whole, as a rollout engine of its own loads them."""
-        found = ((name, whole(p.detach())) for name, p in self.model.named_parameters())
-        return [(name, value if dtype is None else value.to(dtype)) for name, value in found]
+        """The model's weights by name, whole, as a rollout engine of its own loads them.
+
+        Those that are put together of shards for it are in `dtype`; others are no copies.
+        """
+        found = []
+        for name, parameter in self.model.named_parameters():
+            there = parameter.detach()
+            value = whole(there)
+            found.append((name, value if value is there or dtype is None else value.to(dtype)))
+        return found
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a text, without what the tokenizer puts at the start of a prompt."""

@@ -3,7 +3,7 @@
 from workbench.problems import Problem, Verdict
 from workbench.problems.isolation import verdicts
 from workbench.rollout import Request, Response
-from workbench.training.data import prompt_ids
+from workbench.training.data import end_id, prompt_ids
 from workbench.training.evaluation import Count, count
 from workbench.training.randomness import seed_of
 from workbench.training.sequences import Sequence
@@ -37,9 +37,11 @@ def grade(
     `demonstrations` says whether they are taken, in place of the method.
     """
     demonstrated = trainer.method.needs_demonstrations if demonstrations is None else demonstrations
-    texts = [[trainer.policy.decode(r.tokens) for r in responses] for responses in rollouts]
+    policy, limit = trainer.policy, trainer.recipe.sampling.max_tokens
+    texts = [[policy.decode(r.tokens) for r in responses] for responses in rollouts]
     given = [(t, p.answer) for p, each in zip(problems, texts, strict=True) for t in each]
     said = iter(verdicts(trainer.data.verifier, given))
+    end = end_id(policy.tokenizer, trainer.data.prompt, policy.end)
     found = []
     for question, (problem, responses) in enumerate(zip(problems, rollouts, strict=True)):
         prompt = prompt_of(trainer, problem)
@@ -57,8 +59,7 @@ def grade(
                 )
             )
         if demonstrated and problem.demonstration is not None:
-            tokens = (*trainer.policy.encode(problem.demonstration), min(trainer.policy.end))
-            limit = trainer.recipe.sampling.max_tokens
+            tokens = (*policy.encode(problem.demonstration), end)
             found.append(
                 Sequence(
                     problem,

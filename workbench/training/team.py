@@ -7,6 +7,7 @@ counts over the whole step already, so that sums, and not means, over processes 
 """
 
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,11 +24,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from workbench.processes import Failed, how_it_ended
-from workbench.records import Killed
+from workbench.processes import Failed, Killed, how_it_ended
 from workbench.resources import Resources
 
 _Group = TypeVar("_Group")
+
+ON_ITS_WAY = 2.0  # seconds that a process which ends may take for it
 
 
 class PeerKilled(Killed):
@@ -72,6 +74,7 @@ class Team:
 
         Raises:
             PeerKilled: it was ended from outside.
+            Killed: a process of its own was, as its vLLM engine is.
             MemoryError: it ran out of memory.
             PeerFailed: an error ended it, told with its name.
         """
@@ -125,13 +128,21 @@ class Team:
                 module.set_force_sum_reduction_for_comms(True)  # gloo knows sums alone
 
     def why(self, error: RuntimeError) -> NoReturn:
-        """Raises what became of the peer that made a common step fail, or else the error."""
-        if not isinstance(error, PeerKilled | PeerFailed):
-            for connection, process in self.peers.items():
-                process.join(timeout=2)  # it may be on its way out
-                if not process.is_alive():
+        """Raises what became of the peer that made a common step fail, or else the error.
+
+        One that was killed, or had no memory left, makes others fail too: it goes before them.
+        """
+        found: list[BaseException] = [error] if isinstance(error, Killed | PeerFailed) else []
+        until = time.monotonic() + ON_ITS_WAY
+        for connection, process in self.peers.items():
+            process.join(max(0.0, until - time.monotonic()))
+            if not process.is_alive():
+                try:
                     self._lost(connection)
-        raise error
+                except (RuntimeError, MemoryError) as reason:
+                    found.append(reason)
+        first = [each for each in found if isinstance(each, Killed | MemoryError)]
+        raise (first or found or [error])[0]
 
     def _lost(self, connection: Connection) -> NoReturn:
         """Raises how a peer ended: by what it said last, or by what its process left."""
@@ -164,7 +175,7 @@ def assembled(resources: Resources, serve: Serve) -> Iterator[Team]:
     """The team of a run: its process, and `processes - 1` others that run `serve` until the end.
 
     Raises:
-        PeerKilled, PeerFailed, MemoryError: a peer ended, and with it what they did together.
+        Killed, PeerFailed, MemoryError: a peer ended, and with it what they did together.
     """
     size = resources.processes
     if size == 1:
@@ -172,26 +183,26 @@ def assembled(resources: Resources, serve: Serve) -> Iterator[Team]:
         return
     context = multiprocessing.get_context("spawn")
     store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-    stop, peers = context.Event(), {}
-    for rank in range(1, size):
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=serve, args=(theirs, stop, store.port, rank, size, resources), daemon=True
-        )
-        process.start()
-        theirs.close()
-        peers[ours] = process
-    team = Team(0, size, None, peers, stop)
+    team = Team(0, size, stop=context.Event())
     try:
+        for rank in range(1, size):
+            ours, theirs = context.Pipe()
+            # No daemon, for those may not start an engine's process; it ends with this one as well.
+            process = context.Process(
+                target=serve, args=(theirs, team.stop, store.port, rank, size, resources)
+            )
+            process.start()
+            theirs.close()
+            team.peers[ours] = process
         team.mesh = join(store, 0, size, resources)
         yield team
     except RuntimeError as error:
         team.why(error)
     finally:
-        for connection, process in peers.items():
+        for connection, process in team.peers.items():
             connection.close()
             process.kill()
-        for process in peers.values():
+        for process in team.peers.values():
             process.join()
         with suppress(RuntimeError, ValueError):
             dist.destroy_process_group()

@@ -58,12 +58,13 @@ class TeamEngine:
         ranks = {connection: rank for rank, connection in enumerate(self.team.peers, start=1)}
         for connection in wait(waiting):
             assert isinstance(connection, Connection)
+            waiting.remove(connection)  # one that says how it ended has nothing more to say
             said = self.team.hear(connection)
             if isinstance(said, Answered):
-                waiting.remove(connection)
                 assert said.responses is not None
                 found[ranks[connection] :: self.team.size] = said.responses
             else:
+                waiting.append(connection)
                 self.get_on()
 
     def _stop(self, waiting: list[Connection]) -> None:

@@ -130,8 +130,7 @@ def open_engine(
     if recipe.sampling.engine == "vllm":
         setup = _vllm_setup(recipe, policy, resources, team.rank)
         # Put together of shards there would be all of them twice: vLLM keeps them in this dtype.
-        given = partial(policy.weights, policy.dtype) if team.size > 1 else policy.weights
-        return VllmEngine(setup, given, get_on)
+        return VllmEngine(setup, partial(policy.weights, policy.dtype), get_on)
     model, weights = (policy if copy is None else copy).model, policy.weights if copy else None
     return TransformersEngine(model, policy.end, policy.pad, resources.sequences, get_on, weights)
 
