@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import pytest
 
 from analysis import search as shown
 from workbench import (
     Data,
+    Evaluation,
     FullGrid,
     Hyperband,
     Median,
@@ -156,6 +158,8 @@ for value in $VALUES; do
   if [ -e stop.json ]; then exit 130; fi
 done
 if [ -n "$FAILS" ]; then exit 7; fi
+for step in $KEEP; do mkdir -p checkpoints/step-$(printf %06d $step); done
+for file in $MEASURED; do mkdir -p evaluations; cp ../../../counts.parquet evaluations/$file; done
 echo '{"steps": 1}' > result.json
 """
 
@@ -178,6 +182,8 @@ class Stand:
             "LENGTH": str(self.length(job)),
             "SLOW": "1" * self.slow,
             "FAILS": "1" * self.fails(job),
+            "KEEP": " ".join(map(str, job.keep)),
+            "MEASURED": " ".join(job.run.evaluation_path(m).name for m in job.measurements),
         }
         values = [f"{name}={value}" for name, value in environment.items()]
         return ["env", "-C", str(job.run.path), *values, "sh", "-c", STAND_IN]
@@ -438,6 +444,58 @@ def test_trials_are_runs_in_mlflow(stand: Stand, monkeypatch: pytest.MonkeyPatch
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     SqlAlchemyStore._engine_map[uri].dispose()
+
+
+def test_a_run_that_all_trials_start_from_is_one_run_in_mlflow(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    source = BASE.using(upge.sft())
+    known = [{"at_most": value} for value in (0.0, 0.5, 1.0)]
+    of = search(
+        propose=lambda trial: threshold(trial).start_from(source), trials=3, seeds=[0], known=known
+    )
+    stand.curve = lambda job: [0.25, 0.5, 0.75]
+    searcher = Searcher(of, stand.root)
+    mirror = Mirror(of, stand.root, searcher.jobs)
+    for event in run(searcher, stand.launcher(), of.trials):
+        if isinstance(event, Event) and event.row is not None:
+            mirror.sync()
+    assert len(searcher.jobs) == 4
+    assert mirror.close() == {}
+    from mlflow import MlflowClient
+    from mlflow.entities import ViewType
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    uri = store_uri(stand.root)
+    client = MlflowClient(uri)
+    runs = client.search_runs([experiments(uri, ["gate"])["gate"]], run_view_type=ViewType.ALL)
+    assert sorted(each.info.run_name.partition(" (")[0] for each in runs) == [
+        "sft", "trial 0 · seed 0", "trial 1 · seed 0", "trial 2 · seed 0"]  # fmt: skip
+    for each in runs:  # none was deleted and made anew, and none lacks a point
+        points = client.get_metric_history(each.info.run_id, KEY)
+        assert [(p.step, p.value) for p in points] == [(1, 0.25), (2, 0.5), (3, 0.75)]
+        assert (each.info.lifecycle_stage, each.info.status) == ("active", "FINISHED")
+    SqlAlchemyStore._engine_map[uri].dispose()
+
+
+def test_a_trial_that_others_start_from_is_measured_all_the_same(one_slot: Stand) -> None:
+    def propose(trial: Any) -> Recipe:
+        recipe = BASE.using(upge.sft())
+        phases = trial.suggest_int("phases", 1, 2)
+        return recipe if phases == 1 else recipe.using(upge.grpo()).start_from(recipe)
+
+    of = search(
+        propose=propose, trials=2, seeds=[0], known=[{"phases": 2}, {"phases": 1}],
+        maximize="eval/chain/pass_at_1", evaluation=Evaluation(samples=2, suites=("chain",)),
+    )  # fmt: skip
+    one_slot.curve = lambda job: [0.5]
+    one_slot.root.mkdir()
+    counts = pd.DataFrame({"samples": [2], "correct": [1], "tokens": [9]})
+    counts.to_parquet(one_slot.root / "counts.parquet")
+    ended = one_slot.run(of)
+    assert {each.trial.params["phases"]: each.state for each in ended} == {
+        1: "complete", 2: "complete"}  # fmt: skip
 
 
 def test_a_storage_shows_what_the_records_hold_and_is_made_anew(

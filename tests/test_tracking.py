@@ -334,6 +334,19 @@ def test_a_renamed_arm_is_shown_under_its_new_name_alone(root: Path) -> None:
     assert shown(root).data.params["label"] == "SFT again"
 
 
+def test_a_run_that_is_replaced_while_it_trains_has_every_point(root: Path) -> None:
+    job = job_of(root)
+    train(job, steps=2)
+    jobs = [job]
+    living = Mirror(STUDY, root, jobs)
+    living.sync()
+    jobs[0] = replace(job, label="SFT again")
+    living.sync()
+    assert living.close() == {}
+    history = client(root).get_metric_history(shown(root).info.run_id, "reward/mean")
+    assert [point.step for point in history] == [1, 2]
+
+
 def test_long_values_are_cut_with_a_notice_and_all_parameters_arrive(root: Path) -> None:
     job = replace(job_of(root), label="x" * 7000)
     found = points.parameters(job)["label"]

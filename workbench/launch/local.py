@@ -13,14 +13,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 
 from workbench.launch.attempt import Attempt, Exit, kill_group, start
 from workbench.launch.retry import Watchdog, again
 from workbench.launch.room import Slot, give_back, slots
-from workbench.plan import Job, measurements_json
+from workbench.plan import Job, measurements_json, merged
 from workbench.records import Row
 from workbench.resources import Resources
 from workbench.schema import Failure
@@ -113,14 +113,13 @@ class Launcher:
     def add(self, jobs: Iterable[Job]) -> None:
         """Adds jobs, before `run` or while it waits to go on; one that is there is not run twice.
 
-        A checkpoint that only a later job asks for is made once the run is done.
+        What only a later job of a run asks for is made once the run is done.
         """
         for job in jobs:
             path = job.run.path
             number = self._places.setdefault(path, len(self.jobs))
             if number < len(self.jobs):
-                keep = tuple(sorted({*self.jobs[number].keep, *job.keep}))
-                self.jobs[number] = job = replace(self.jobs[number], keep=keep)
+                self.jobs[number] = job = merged(self.jobs[number], job)
             else:
                 self.jobs.append(job)
             if self.states.get(path, State.DONE) in ENDED:
@@ -245,7 +244,7 @@ class Launcher:
         attempt.close()
         if job.done:
             now = self._job(job.run.path)  # which may ask for more by now
-            return self._enter(job, State.DONE if now.done else State.WAITING)
+            return self._enter(now, State.DONE if now.done else State.WAITING)
         if code == Exit.HELD:
             return self._wait_for_holder(job)
         asked = job.run.stop_asked if code == Exit.INTERRUPTED else None

@@ -273,9 +273,9 @@ class Mirror:
         from workbench.tracking import points
 
         now = status(job)
+        shown = self._show(job)
         follow = self._follows.setdefault(job.run.path, Follow(job.run.path / File.METRICS))
         rows = follow.rows()
-        shown = self._show(job)
         found = [point for row in rows for point in points.points(row, shown.timed_until)]
         self._log_points(shown.id, found)
         shown.timed_until = max([shown.timed_until, *(row["step"] for row in rows)])
@@ -296,7 +296,8 @@ class Mirror:
 
         shown = self._shown.get(_key(job))
         if shown is not None and self._is_outdated(job, shown):
-            self._api.delete_run(shown.id)  # everything in it is replayed from the records
+            self._api.delete_run(shown.id)
+            self._follows.pop(job.run.path, None)  # everything in it is replayed from the records
             shown = None
         if shown is None:
             tags = {
