@@ -58,6 +58,22 @@ class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is saved."""
 
 
+class Corrupt(Exception):
+    """A checkpoint that is not what its manifest says.
+
+    Attributes:
+        run, step: which one.
+        what: what is wrong with it.
+    """
+
+    def __init__(self, run: "Run", step: int, what: str) -> None:
+        super().__init__(run, step, what)
+        self.run, self.step, self.what = run, step, what
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.run.checkpoint_path(self.step)} {self.what}"
+
+
 @dataclass(frozen=True)
 class Run:
     """One run directory, finished or not, there or not yet."""

@@ -180,6 +180,8 @@ class Launcher:
         for job in startable:
             if job.done:  # by another runner, meanwhile
                 yield self._enter(job, State.DONE)
+            elif (source := self._lost_source(job)) is not None:
+                yield self._enter(source, State.WAITING, f"lacks {', '.join(source.missing)}")
             elif job.run.held:
                 yield self._wait_for_holder(job)
             elif (found := self._take(free)) is not None:
@@ -187,6 +189,15 @@ class Launcher:
             elif not (self._attempts or self._told):
                 self._told = True
                 yield self._enter(job, State.WAITING, "for room: other runs have all of it")
+
+    def _lost_source(self, job: Job) -> Job | None:
+        """The run that a job starts from, where the checkpoint that it begins with is gone."""
+        start = job.recipe.start
+        if job.needs is None or start is None:
+            return None
+        source = self._job(job.needs)
+        there = source.run.checkpoint_path(start.step).exists()
+        return source if start.step in source.keep and not there else None
 
     def _take(self, free: list[Slot]) -> tuple[Slot, list[int]] | None:
         """The first free slot that no other runner of this machine has either, with its locks."""
@@ -259,6 +270,8 @@ class Launcher:
     def _again(self, attempt: Attempt, kind: str, reason: str) -> Event | None:
         """Lets a job be started once more, if that may end better."""
         job = attempt.job
+        if self._lost_source(job) is not None:  # found to be corrupt, by this attempt or another
+            kind = Failure.CORRUPT
         self._failures[job.run.path] += kind != Failure.PREEMPTED
         failures, on_gpu = self._failures[job.run.path], bool(attempt.slot.gpus)
         resources = again(kind, failures, attempt.resources, on_gpu)
