@@ -25,6 +25,7 @@ from typing import Any
 
 from workbench import models, provenance
 from workbench.durable import DiskFull, Fenced, move, remove_tree, sweep
+from workbench.problems import isolation
 from workbench.recipe import Measurement, Probe
 from workbench.records import Corrupt, Held, Interrupted, Killed, Run
 from workbench.resources import Resources
@@ -149,6 +150,7 @@ def _complete(
     import torch
 
     torch.set_num_threads(resources.threads)
+    isolation.allow(resources.threads * resources.processes)
     if not run.finished:
         _train(run, resources, keep, stopping)
     missing = [m for m in measurements if not run.evaluation_path(m).exists()]
@@ -295,6 +297,7 @@ def _probe_apart(run: Run, resources: Resources, asked: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    isolation.allow(1)
     (stop,) = _stop_apart
     with run.fenced():  # which its process has claimed
         _probe(run, resources, run.asked(asked), stop.is_set)
