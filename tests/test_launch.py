@@ -229,6 +229,26 @@ def test_an_interrupt_is_passed_on_once_and_nothing_more_starts(stand: Stand) ->
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_an_interrupt_leaves_a_run_that_another_runner_holds_to_that_one(stand: Stand) -> None:
+    job = stand.job("job", "sleeps")
+    job.run.create(job.recipe, job.seed)
+    other = subprocess.Popen(stand.command(job))
+    while job.run.holder is None:
+        time.sleep(0.01)
+    events = []
+    for event in _within(600, stand.launcher(job).run()):
+        if event is not None:
+            events.append(event)
+        elif len(events) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert states(events) == [State.HELD, State.STOPPED]
+    assert events[-1].reason.startswith(f"process {other.pid} on ")
+    assert "goes on with it" in events[-1].reason
+    assert job.run.held
+    other.send_signal(signal.SIGINT)  # as it says
+    assert other.wait() == 130
+
+
 def test_a_second_interrupt_kills(stand: Stand) -> None:
     job = stand.job("job", "deaf")
     launcher = stand.launcher(job)

@@ -142,7 +142,8 @@ class Launcher:
         """Trains what is missing; yields each event, and None after every look at the processes.
 
         SIGINT and SIGTERM are passed on once, so that workers save a checkpoint; a second one
-        kills them. Workers outlive a runner that is killed, and the next runner waits for them.
+        kills them. Workers outlive a runner that is killed, and the next runner waits for them; it
+        is no concern of theirs when that one is interrupted: they go on, and another run waits.
         """
         free = self._free
         with self._catching_signals():
@@ -327,8 +328,11 @@ class Launcher:
             self.stopping = True
         if self.stopping:
             for job in self.jobs:
-                if self.states[job.run.path] in (State.WAITING, State.HELD):
+                if self.states[job.run.path] is State.WAITING:
                     yield self._enter(job, State.STOPPED, "not started")
+                elif self.states[job.run.path] is State.HELD:
+                    goes_on = f"{job.run.held_by} goes on with it; a signal to that one stops it"
+                    yield self._enter(job, State.STOPPED, goes_on)
 
     def _leave_no_one_behind(self) -> None:
         """Ends attempts that an error or an abandoned iterator left, after their checkpoint."""
