@@ -12,11 +12,12 @@ from stand import Stand
 
 from workbench.launch import local, room
 from workbench.launch.follow import Follow
+from workbench.launch.lease import RUNNER, Lease
 from workbench.launch.local import Event, Launcher, State, ready
 from workbench.launch.room import Slot, slots
 from workbench.plan import Job, status
 from workbench.recipe import Data, Measurement, Recipe
-from workbench.records import run_of
+from workbench.records import Held, run_of
 from workbench.resources import Resources
 from workbench.schema import File
 
@@ -208,6 +209,32 @@ def test_a_run_that_another_runner_gives_up_is_gone_on_with(stand: Stand) -> Non
     events = run(stand.launcher(job))
     other.wait()
     assert states(events["job"])[-2:] == [State.RUNNING, State.DONE]
+
+
+def test_a_driver_of_a_cluster_and_runners_of_this_host_refuse_each_other(stand: Stand) -> None:
+    job = stand.job("job", "slow")
+    with Lease(stand.root, beat=0.05).hold(), pytest.raises(Held, match="driver of a cluster"):
+        run(stand.launcher(job))
+    tried = False
+    for event in _within(600, stand.launcher(job).run()):
+        if event is not None and event.row and not tried:
+            tried = True
+            with pytest.raises(Held, match="a runner"), Lease(stand.root).hold():
+                pass
+    assert tried and job.done
+
+
+def test_a_runner_that_lost_the_store_ends_what_it_trains(stand: Stand) -> None:
+    job = stand.job("job", "deaf")
+    launcher = stand.launcher(job)
+    for event in _within(600, launcher.run()):
+        if event is not None and event.row:
+            (mine,) = stand.root.glob(RUNNER.format(token="*"))
+            mine.unlink()  # as whoever counts it as gone does
+    assert launcher.stopping
+    assert launcher.states[job.run.path] is State.STOPPED
+    assert not job.run.held
+    assert job.run.failure is None  # it wrote nothing any more
 
 
 def test_an_interrupt_is_passed_on_once_and_nothing_more_starts(stand: Stand) -> None:

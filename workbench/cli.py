@@ -369,16 +369,16 @@ def _launcher(
     options: argparse.Namespace, jobs: "Sequence[Job]", of: "Study | Search"
 ) -> "Launcher":
     """What trains jobs where `--launcher` says."""
+    from workbench.launch import Launcher
+    from workbench.launch.lease import refuse_if_held
+
     root = _root(options)
     try:
+        refuse_if_held(root, alone=options.launcher == "ray")
         if options.launcher == "ray":
             from workbench.launch.ray import RayLauncher
 
             return RayLauncher(list(jobs), of.resources, root)
-        from workbench.launch import Launcher
-        from workbench.launch.lease import refuse_if_held
-
-        refuse_if_held(root)
         return Launcher(list(jobs), of.resources, root)
     except (Held, ValueError) as error:
         raise Mistake(str(error)) from error

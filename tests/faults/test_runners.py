@@ -47,7 +47,9 @@ study = Study("survivor", {"SFT": base.using(upge.Method(demonstrations=waits)),
               evaluation=Evaluation(samples=2, suites=("chain",), problems=2),
               resources=Resources(checkpoint_every=5))
 '''
-INTERRUPTED = STUDY.replace("Study, Va", "Search, Study, Va") + '''
+INTERRUPTED = (
+    STUDY.replace("Study, Va", "Search, Study, Va")
+    + """
 half = Study("half", {"base": base, "SFT": base.using(upge.Method(demonstrations=waits))},
              evaluation=Evaluation(samples=1, suites=("chain",), problems=1))
 
@@ -62,7 +64,8 @@ found = {"maximize": "validation/pass_at_1", "trials": 1, "seeds": [0], "confirm
          "evaluation": Evaluation(samples=1, suites=("chain",), problems=1)}
 first = Search("first", propose, **found)
 second = Search("second", propose, **found)
-'''
+"""
+)
 NOWHERE = "http://127.0.0.1:9"  # no tracking server listens there
 
 

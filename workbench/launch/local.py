@@ -6,6 +6,7 @@ result is a failure.
 """
 
 import json
+import logging
 import select
 import signal
 import subprocess
@@ -16,14 +17,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import ClassVar
 
 from workbench.launch.attempt import Attempt, Exit, kill_group, start
+from workbench.launch.lease import Lease
 from workbench.launch.retry import Watchdog, again
 from workbench.launch.room import Slot, give_back, slots
 from workbench.plan import Job, measurements_json, merged
 from workbench.records import Row
 from workbench.resources import Resources
 from workbench.schema import Failure
+
+log = logging.getLogger(__name__)
 
 
 class State(Enum):
@@ -85,6 +90,8 @@ class Launcher:
         poll: seconds between two looks at the processes.
     """
 
+    alone: ClassVar[bool] = False  # whether no other may start runs of the folder meanwhile
+
     jobs: list[Job]
     resources: Resources
     root: Path
@@ -144,11 +151,15 @@ class Launcher:
         SIGINT and SIGTERM are passed on once, so that workers save a checkpoint; a second one
         kills them. Workers outlive a runner that is killed, and the next runner waits for them; it
         is no concern of theirs when that one is interrupted: they go on, and another run waits.
+
+        Raises:
+            Held: a cluster's driver, or a runner on another host, trains runs of the same folder.
         """
-        free = self._free
-        with self._catching_signals():
+        free, lease = self._free, Lease(Path(self.root), self.alone)
+        with lease.hold(), self._catching_signals():
             try:
                 while any(state not in ENDED for state in self.states.values()):
+                    self._end_if_lost(lease)
                     yield from self._pass_signals_on()
                     for attempt in [each for each in self._attempts if each.over]:
                         self._attempts.remove(attempt)
@@ -308,6 +319,13 @@ class Launcher:
         if any(state not in ENDED for state in self.states.values()):
             ends = [each.ended for each in self._attempts if each.ended is not None]
             select.select(ends, [], [], self.poll)
+
+    def _end_if_lost(self, lease: Lease) -> None:
+        """Ends what trains in a store that is another's by now, where asking would leave a file."""
+        if lease.lost and not self.stopping:
+            log.error("another has taken %s: this one ends what it trains", self.root)
+            self.stopping = True
+            self._send(signal.SIGKILL)
 
     # --- signals ---
 
