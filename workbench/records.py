@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from workbench.durable import append, fenced, make_folder, new_file, remove, sweep
 from workbench.identity import canonical, fingerprint, imports, restore
@@ -158,10 +158,10 @@ class Run:
         """
         make_folder(self.path)
         with open(self.path / File.LOCK, "ab+", buffering=0) as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise Held(f"{self.path} is held by {self.held_by}") from error
+            while not _locked(handle):
+                if self.held:
+                    raise Held(f"{self.path} is held by {self.held_by}")
+                # Somebody asked whether it is held, and had the lock for that moment.
             with suppress(OSError):  # a full disk
                 handle.truncate(0)
                 handle.write(f"{os.getpid()} {socket.gethostname()} {uuid.uuid4().hex}".encode())
@@ -290,6 +290,15 @@ class Run:
     def checkpoint_path(self, step: int) -> Path:
         """The folder of a step's checkpoint, whether or not it is there."""
         return self.path / File.CHECKPOINTS / f"step-{step:06d}"
+
+
+def _locked(handle: IO[bytes]) -> bool:
+    """Whether this process could lock a file for itself alone."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=1024)  # asked for by every look at whether a run is done

@@ -26,6 +26,7 @@ from typing import Any
 from workbench import models, provenance
 from workbench.durable import DiskFull, Fenced, move, remove_tree, sweep
 from workbench.problems import isolation
+from workbench.processes import end_with_parent
 from workbench.recipe import Measurement, Probe
 from workbench.records import Corrupt, Held, Interrupted, Killed, Run
 from workbench.resources import Resources
@@ -286,7 +287,8 @@ _stop_apart: list[EventOfProcesses] = []  # of a process that takes probes besid
 
 
 def _begin_apart(stop: EventOfProcesses) -> None:
-    """Leaves signals to the process that asked for the probes, which says when to stop."""
+    """Leaves signals to the process that asked for the probes, and ends when that one does."""
+    end_with_parent()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
