@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from analysis import search as shown
 from workbench import (
@@ -32,6 +33,7 @@ from workbench import (
     Tpe,
     Wilcoxon,
     choose,
+    cli_search,
     trials,
     upge,
 )
@@ -371,6 +373,18 @@ def test_a_search_in_which_everything_fails_gives_up(one_slot: Stand) -> None:
     assert len(one_slot.started) == 5
 
 
+def test_a_search_that_gives_up_says_so(one_slot: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    one_slot.fails = lambda job: True
+    of = search(trials=50, sampler=Random(seed=1))
+    with open(os.devnull, "w") as nowhere:
+        console = Console(record=True, width=200, file=nowhere)
+        cli_search.run(of, one_slot.root, console, lambda *_: one_slot.launcher())
+        told = console.export_text()
+    assert "no more trials are asked for: 5 failed and none was completed; see why above" in told
+
+
 @pytest.mark.parametrize("value", ["NaN", "Infinity"])
 def test_a_score_that_is_not_finite_is_a_failure(one_slot: Stand, value: str) -> None:
     one_slot.curve = lambda job: [value]
@@ -562,8 +576,6 @@ def test_a_search_without_runs_is_not_reported(tmp_path: Path) -> None:
 
 
 def test_progress_names_trials_and_the_best(stand: Stand) -> None:
-    from rich.console import Console
-
     of = search(trials=3, known=[{"at_most": v} for v in (0.5, 0.25, 1.0)], seeds=[0])
     console = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
     with SearchDisplay(console, (), search=of, budget=3, known=()) as display:

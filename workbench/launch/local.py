@@ -285,13 +285,17 @@ class Launcher:
         if self._lost_source(job) is not None:  # found to be corrupt, by this attempt or another
             kind = Failure.CORRUPT
         self._failures[job.run.path] += kind != Failure.PREEMPTED
-        failures, on_gpu = self._failures[job.run.path], bool(attempt.slot.gpus)
-        resources = again(kind, failures, attempt.resources, on_gpu)
+        failures = self._failures[job.run.path]
+        resources = again(kind, failures, attempt.resources, self._on_gpu(attempt.slot))
         if resources is None:
             return None
         less = "" if resources == attempt.resources else " with half the memory"
         self._reduced[job.run.path] = resources
         return self._enter(job, State.WAITING, f"{kind}: {reason}; trying again{less}")
+
+    def _on_gpu(self, slot: Slot) -> bool:
+        """Whether what runs in a slot trains on a GPU."""
+        return bool(slot.gpus)
 
     def _wait_for_holder(self, job: Job) -> Event:
         return self._enter(job, State.HELD, f"{job.run.held_by} trains it; waiting for that")

@@ -160,6 +160,9 @@ class RayLauncher(Launcher):
     def _slots(self) -> list[Slot]:
         return room(self.resources)
 
+    def _on_gpu(self, slot: Slot) -> bool:
+        return needs(self.resources)["num_gpus"] > 0  # which of them, Ray says to the worker alone
+
     def _open(self, job: Job, slot: Slot, taken: list[int], command: list[str]) -> Attempt:
         job.run.create(job.recipe, job.seed)
         job.run.withdraw_stop()

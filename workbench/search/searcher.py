@@ -165,11 +165,14 @@ class Searcher:
                 return found
         return []
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether so many trials failed, and none came to its end, that no more are asked for."""
+        completed = any(arm.ended == "complete" for arm in self.arms.values())
+        return self.failures >= HOPELESS and not completed
+
     def _may_ask(self, budget: int) -> bool:
-        hopeless = self.failures >= HOPELESS and not any(
-            a.ended == "complete" for a in self.arms.values()
-        )
-        return self.asked < budget and not self.exhausted and not hopeless
+        return self.asked < budget and not self.exhausted and not self.hopeless
 
     def _ask(self, budget: int) -> bool:
         """Asks Optuna for a trial and records it; one that was made before is told at once."""
