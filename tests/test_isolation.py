@@ -12,7 +12,7 @@ import pytest
 from system import wait_for_end
 
 from workbench.identity import load_module
-from workbench.problems import ExactMatch, MathMatch, Verdict, Verifier, verify
+from workbench.problems import ExactMatch, MathMatch, Verdict, Verifier, isolation, verify
 from workbench.problems.isolation import Graders, Isolated, graders, verdicts
 
 GIGABYTE = 2**30
@@ -131,6 +131,36 @@ def test_a_call_that_is_left_in_the_middle_leaves_no_answer_for_the_next(
     assert process.poll() is not None
     assert several([(r"\boxed{7}", "7")]) == [Verdict.CORRECT]
     several.close()
+
+
+def test_whoever_waits_is_told_that_it_goes_on_and_may_leave() -> None:
+    class Enough(Exception):
+        pass
+
+    def get_on() -> None:
+        told.append(len(told))
+        if len(told) > before + 3:
+            raise Enough
+
+    several, told, before = Graders(Fragile(), processes=2, seconds=600), [], 0
+    assert several([(r"\boxed{7}", "7")], lambda: told.append(0)) == [Verdict.CORRECT]
+    before = len(told)
+    assert before > 0
+    with pytest.raises(Enough):
+        several([("hang", "7")] * 40, get_on)
+    assert several._all == []
+
+
+@pytest.mark.parametrize(("allowed", "found"), [(1, 1), (3, 3), (100, 8)])
+def test_a_verifier_has_no_more_processes_than_its_cell_may_use(
+    allowed: int, found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolation, "cores", lambda: 64)
+    graders.cache_clear()
+    isolation.allow(allowed)
+    assert graders(MathMatch()).processes == found
+    isolation.allow(isolation.MOST)
+    graders.cache_clear()
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ from stand import Stand
 
 from workbench.launch import local, room
 from workbench.launch.follow import Follow
+from workbench.launch.lease import RUNNER, Lease
 from workbench.launch.local import Event, Launcher, State, ready
 from workbench.launch.room import Slot, slots
 from workbench.plan import Job, status
 from workbench.recipe import Data, Measurement, Recipe
-from workbench.records import run_of
+from workbench.records import Held, run_of
 from workbench.resources import Lacking, Resources
 from workbench.schema import File
 
@@ -215,6 +216,32 @@ def test_a_run_that_another_runner_gives_up_is_gone_on_with(stand: Stand) -> Non
     assert states(events["job"])[-2:] == [State.RUNNING, State.DONE]
 
 
+def test_a_driver_of_a_cluster_and_runners_of_this_host_refuse_each_other(stand: Stand) -> None:
+    job = stand.job("job", "slow")
+    with Lease(stand.root, beat=0.05).hold(), pytest.raises(Held, match="driver of a cluster"):
+        run(stand.launcher(job))
+    tried = False
+    for event in _within(600, stand.launcher(job).run()):
+        if event is not None and event.row and not tried:
+            tried = True
+            with pytest.raises(Held, match="a runner"), Lease(stand.root).hold():
+                pass
+    assert tried and job.done
+
+
+def test_a_runner_that_lost_the_store_ends_what_it_trains(stand: Stand) -> None:
+    job = stand.job("job", "deaf")
+    launcher = stand.launcher(job)
+    for event in _within(600, launcher.run()):
+        if event is not None and event.row:
+            (mine,) = stand.root.glob(RUNNER.format(token="*"))
+            mine.unlink()  # as whoever counts it as gone does
+    assert launcher.stopping
+    assert launcher.states[job.run.path] is State.STOPPED
+    assert not job.run.held
+    assert job.run.failure is None  # it wrote nothing any more
+
+
 def test_an_interrupt_is_passed_on_once_and_nothing_more_starts(stand: Stand) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell starts jobs
     jobs = [stand.job(name, "sleeps") for name in ("one", "two", "three")]
@@ -232,6 +259,26 @@ def test_an_interrupt_is_passed_on_once_and_nothing_more_starts(stand: Stand) ->
     )
     assert [status(job).kind for job in jobs] == ["interrupted", "interrupted", "waiting"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_leaves_a_run_that_another_runner_holds_to_that_one(stand: Stand) -> None:
+    job = stand.job("job", "sleeps")
+    job.run.create(job.recipe, job.seed)
+    other = subprocess.Popen(stand.command(job))
+    while job.run.holder is None:
+        time.sleep(0.01)
+    events = []
+    for event in _within(600, stand.launcher(job).run()):
+        if event is not None:
+            events.append(event)
+        elif len(events) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+    assert states(events) == [State.HELD, State.STOPPED]
+    assert events[-1].reason.startswith(f"process {other.pid} on ")
+    assert "goes on with it" in events[-1].reason
+    assert job.run.held
+    other.send_signal(signal.SIGINT)  # as it says
+    assert other.wait() == 130
 
 
 def test_a_second_interrupt_kills(stand: Stand) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 
 from workbench import plan
 from workbench.durable import Fenced
-from workbench.launch.lease import NAME, Lease, refuse_if_held
+from workbench.launch import lease
+from workbench.launch.lease import NAME, RUNNER, Lease, refuse_if_held
 from workbench.launch.local import Event, State
 from workbench.plan import Job
 from workbench.recipe import Data, Recipe
@@ -32,14 +34,73 @@ def test_a_store_has_one_driver(tmp_path: Path) -> None:
         with pytest.raises(Held, match=message), Lease(tmp_path).hold():
             pass
         with pytest.raises(Held, match="give another folder with --root"):
-            refuse_if_held(tmp_path)
+            refuse_if_held(tmp_path, alone=True)
     with Lease(tmp_path).hold():
         pass
     assert not (tmp_path / NAME).exists()
 
 
-def holder(host: str, process: int, beats: int = 1) -> dict[str, object]:
-    return {"host": host, "process": process, "token": "other", "beats": beats}
+def test_runners_of_one_host_share_a_store_that_no_driver_then_gets(tmp_path: Path) -> None:
+    def runner() -> Lease:
+        return Lease(tmp_path, alone=False, beat=0.05)
+
+    with runner().hold(), runner().hold():
+        with pytest.raises(Held, match=rf"a runner \(process {os.getpid()} on "):
+            refuse_if_held(tmp_path, alone=True)
+        with pytest.raises(Held, match="a runner"), Lease(tmp_path).hold():
+            pass
+    with Lease(tmp_path, beat=0.05).hold():
+        with pytest.raises(Held, match="the driver of a cluster"):
+            refuse_if_held(tmp_path, alone=False)
+        with pytest.raises(Held, match="the driver of a cluster"), runner().hold():
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_driver_and_a_runner_that_begin_at_the_same_moment_are_not_both_let_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "refuse_if_held", lambda *_: None)  # each saw nobody
+    for first, second in ((True, False), (False, True)):
+        one, other = (Lease(tmp_path, alone=alone, beat=0.05) for alone in (first, second))
+        with one.hold(), pytest.raises(Held), other.hold():
+            pass
+
+
+def holder(host: str, process: int, beats: int = 1, alone: bool = True) -> dict[str, object]:
+    return {"host": host, "process": process, "token": "other", "beats": beats, "alone": alone}
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_runner_elsewhere_keeps_others_out_as_long_as_it_gives_signs(
+    alone: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / RUNNER.format(token="other")
+    write_json(path, holder("elsewhere", 1, alone=False))
+    beat = threading.Timer(0.3, write_json, (path, holder("elsewhere", 1, 2, alone=False)))
+    beat.start()
+    with pytest.raises(Held, match=r"a runner \(process 1 on elsewhere"):
+        refuse_if_held(tmp_path, alone, patience=30)
+    beat.join()
+    refuse_if_held(tmp_path, alone, patience=0.2)
+    assert not path.exists()  # it was silent: should it wake up, it has lost the store
+
+
+def test_a_store_that_cannot_be_read_for_a_while_is_kept(tmp_path: Path) -> None:
+    found = Lease(tmp_path, beat=0.02)
+    with found.hold():
+        path, aside = tmp_path / NAME, tmp_path / "aside"
+        path.rename(aside)
+        path.mkdir()  # whoever opens it meets an OSError
+        time.sleep(0.3)
+        path.rmdir()
+        aside.rename(path)
+        before = path.read_text()
+        deadline = time.monotonic() + 60
+        while path.read_text() == before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert path.read_text() != before
+        assert not found.lost
 
 
 def take(root: Path) -> None:
@@ -65,8 +126,6 @@ def test_a_number_that_was_given_to_another_process_is_no_driver(tmp_path: Path)
 
 
 def test_a_driver_on_another_host_is_known_by_its_beats(tmp_path: Path) -> None:
-    import threading
-
     write_json(tmp_path / NAME, holder("elsewhere", 1))
     beat = threading.Timer(0.3, write_json, (tmp_path / NAME, holder("elsewhere", 1, 2)))
     beat.start()
@@ -76,13 +135,13 @@ def test_a_driver_on_another_host_is_known_by_its_beats(tmp_path: Path) -> None:
 
 
 def test_a_lease_that_was_taken_is_lost_and_left_alone(tmp_path: Path) -> None:
-    lease = Lease(tmp_path, beat=0.02)
-    with lease.hold():
+    held = Lease(tmp_path, beat=0.02)
+    with held.hold():
         take(tmp_path)
         deadline = time.monotonic() + 60
-        while not lease.lost and time.monotonic() < deadline:
+        while not held.lost and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert lease.lost
+        assert held.lost
         with pytest.raises(Fenced, match="another process has taken over"):
             write_json(tmp_path / "new.json", {})
     assert not (tmp_path / "new.json").exists()

@@ -1,10 +1,13 @@
 """Run directories: durable, torn lines dropped, garbage refused, one holder."""
 
+import fcntl
 import json
+import os
+import threading
 
 import pytest
 
-from workbench import Data, Evaluation, Recipe, replace, upge
+from workbench import Data, Evaluation, Recipe, durable, replace, upge
 from workbench.records import Held, Run, append_line, new_file, read_lines, run_of, write_json
 from workbench.schema import File
 
@@ -60,6 +63,18 @@ def test_a_run_has_one_holder_at_a_time(run):
     assert not run.held
 
 
+def test_a_look_at_whether_a_run_is_held_keeps_nobody_from_it(run):
+    with run.claim():
+        pass
+    with open(run.path / File.LOCK) as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)  # what `held` does, for a moment
+        done = threading.Timer(0.2, fcntl.flock, (looking, fcntl.LOCK_UN))
+        done.start()
+        with run.claim():
+            assert run.held
+        done.join()
+
+
 def test_rewind_sets_later_rows_aside_and_remembers_their_times(run):
     for step in (1, 2, 3):
         run.append(File.METRICS, {"step": step, "timestamp": 100 + step, "reward/mean": step / 10})
@@ -86,6 +101,50 @@ def test_a_file_that_fails_half_way_is_not_there(tmp_path):
         raise RuntimeError
     assert json.loads(path.read_text()) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def _write_folder(path):
+    with durable.new_folder(path, "folder") as folder:
+        (folder / "file").write_text("x")
+
+
+# What is done to a path, and whether a file, a folder or nothing is there before.
+NAMED = {
+    "a new file": (lambda path: write_json(path, {}), ""),
+    "a new folder": (_write_folder, ""),
+    "a folder in place of one": (_write_folder, "folder"),
+    "the first line": (lambda path: durable.append(path, b"line\n"), ""),
+    "a file that goes": (durable.remove, "file"),
+    "a folder that goes": (lambda path: durable.remove_tree(path, "folder"), "folder"),
+    "one that moves in": (lambda path: durable.move(path.parent / "other", path, "x"), ""),
+    "one that moves out": (lambda path: durable.move(path, path.parent / "a" / "b", "x"), "file"),
+}
+
+
+@pytest.mark.parametrize("what", NAMED)
+def test_a_name_is_durable_once_it_is_there_or_gone(what, tmp_path, monkeypatch):
+    act, before = NAMED[what]
+    path, synced = tmp_path / "folder" / "path", []
+    path.parent.mkdir()
+    (path.parent / "other").touch()
+    if before == "folder":
+        path.mkdir()
+    elif before:
+        path.touch()
+
+    def fsync(descriptor):
+        if os.path.samestat(os.fstat(descriptor), path.parent.stat()):
+            synced.append(path.exists())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    act(path)
+    assert synced and synced[-1] is path.exists()
+
+
+def test_a_line_more_needs_no_new_name(tmp_path, monkeypatch):
+    durable.append(tmp_path / "lines", b"one\n")
+    monkeypatch.setattr(durable, "sync_directory", lambda _: pytest.fail("for nothing"))
+    durable.append(tmp_path / "lines", b"two\n")
 
 
 def test_evaluations_have_an_identity_of_their_own(run):

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import pytest
+from rich.console import Console
 
 from analysis import search as shown
 from workbench import (
     Data,
+    Evaluation,
     FullGrid,
     Hyperband,
     Median,
@@ -30,6 +33,7 @@ from workbench import (
     Tpe,
     Wilcoxon,
     choose,
+    cli_search,
     trials,
     upge,
 )
@@ -156,6 +160,8 @@ for value in $VALUES; do
   if [ -e stop.json ]; then exit 130; fi
 done
 if [ -n "$FAILS" ]; then exit 7; fi
+for step in $KEEP; do mkdir -p checkpoints/step-$(printf %06d $step); done
+for file in $MEASURED; do mkdir -p evaluations; cp ../../../counts.parquet evaluations/$file; done
 echo '{"steps": 1}' > result.json
 """
 
@@ -178,6 +184,8 @@ class Stand:
             "LENGTH": str(self.length(job)),
             "SLOW": "1" * self.slow,
             "FAILS": "1" * self.fails(job),
+            "KEEP": " ".join(map(str, job.keep)),
+            "MEASURED": " ".join(job.run.evaluation_path(m).name for m in job.measurements),
         }
         values = [f"{name}={value}" for name, value in environment.items()]
         return ["env", "-C", str(job.run.path), *values, "sh", "-c", STAND_IN]
@@ -365,6 +373,18 @@ def test_a_search_in_which_everything_fails_gives_up(one_slot: Stand) -> None:
     assert len(one_slot.started) == 5
 
 
+def test_a_search_that_gives_up_says_so(one_slot: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    one_slot.fails = lambda job: True
+    of = search(trials=50, sampler=Random(seed=1))
+    with open(os.devnull, "w") as nowhere:
+        console = Console(record=True, width=200, file=nowhere)
+        cli_search.run(of, one_slot.root, console, lambda *_: one_slot.launcher())
+        told = console.export_text()
+    assert "no more trials are asked for: 5 failed and none was completed; see why above" in told
+
+
 @pytest.mark.parametrize("value", ["NaN", "Infinity"])
 def test_a_score_that_is_not_finite_is_a_failure(one_slot: Stand, value: str) -> None:
     one_slot.curve = lambda job: [value]
@@ -440,6 +460,58 @@ def test_trials_are_runs_in_mlflow(stand: Stand, monkeypatch: pytest.MonkeyPatch
     SqlAlchemyStore._engine_map[uri].dispose()
 
 
+def test_a_run_that_all_trials_start_from_is_one_run_in_mlflow(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    source = BASE.using(upge.sft())
+    known = [{"at_most": value} for value in (0.0, 0.5, 1.0)]
+    of = search(
+        propose=lambda trial: threshold(trial).start_from(source), trials=3, seeds=[0], known=known
+    )
+    stand.curve = lambda job: [0.25, 0.5, 0.75]
+    searcher = Searcher(of, stand.root)
+    mirror = Mirror(of, stand.root, searcher.jobs)
+    for event in run(searcher, stand.launcher(), of.trials):
+        if isinstance(event, Event) and event.row is not None:
+            mirror.sync()
+    assert len(searcher.jobs) == 4
+    assert mirror.close() == {}
+    from mlflow import MlflowClient
+    from mlflow.entities import ViewType
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    uri = store_uri(stand.root)
+    client = MlflowClient(uri)
+    runs = client.search_runs([experiments(uri, ["gate"])["gate"]], run_view_type=ViewType.ALL)
+    assert sorted(each.info.run_name.partition(" (")[0] for each in runs) == [
+        "sft", "trial 0 · seed 0", "trial 1 · seed 0", "trial 2 · seed 0"]  # fmt: skip
+    for each in runs:  # none was deleted and made anew, and none lacks a point
+        points = client.get_metric_history(each.info.run_id, KEY)
+        assert [(p.step, p.value) for p in points] == [(1, 0.25), (2, 0.5), (3, 0.75)]
+        assert (each.info.lifecycle_stage, each.info.status) == ("active", "FINISHED")
+    SqlAlchemyStore._engine_map[uri].dispose()
+
+
+def test_a_trial_that_others_start_from_is_measured_all_the_same(one_slot: Stand) -> None:
+    def propose(trial: Any) -> Recipe:
+        recipe = BASE.using(upge.sft())
+        phases = trial.suggest_int("phases", 1, 2)
+        return recipe if phases == 1 else recipe.using(upge.grpo()).start_from(recipe)
+
+    of = search(
+        propose=propose, trials=2, seeds=[0], known=[{"phases": 2}, {"phases": 1}],
+        maximize="eval/chain/pass_at_1", evaluation=Evaluation(samples=2, suites=("chain",)),
+    )  # fmt: skip
+    one_slot.curve = lambda job: [0.5]
+    one_slot.root.mkdir()
+    counts = pd.DataFrame({"samples": [2], "correct": [1], "tokens": [9]})
+    counts.to_parquet(one_slot.root / "counts.parquet")
+    ended = one_slot.run(of)
+    assert {each.trial.params["phases"]: each.state for each in ended} == {
+        1: "complete", 2: "complete"}  # fmt: skip
+
+
 def test_a_storage_shows_what_the_records_hold_and_is_made_anew(
     stand: Stand, tmp_path: Path
 ) -> None:
@@ -504,8 +576,6 @@ def test_a_search_without_runs_is_not_reported(tmp_path: Path) -> None:
 
 
 def test_progress_names_trials_and_the_best(stand: Stand) -> None:
-    from rich.console import Console
-
     of = search(trials=3, known=[{"at_most": v} for v in (0.5, 0.25, 1.0)], seeds=[0])
     console = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
     with SearchDisplay(console, (), search=of, budget=3, known=()) as display:

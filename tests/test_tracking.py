@@ -334,6 +334,19 @@ def test_a_renamed_arm_is_shown_under_its_new_name_alone(root: Path) -> None:
     assert shown(root).data.params["label"] == "SFT again"
 
 
+def test_a_run_that_is_replaced_while_it_trains_has_every_point(root: Path) -> None:
+    job = job_of(root)
+    train(job, steps=2)
+    jobs = [job]
+    living = Mirror(STUDY, root, jobs)
+    living.sync()
+    jobs[0] = replace(job, label="SFT again")
+    living.sync()
+    assert living.close() == {}
+    history = client(root).get_metric_history(shown(root).info.run_id, "reward/mean")
+    assert [point.step for point in history] == [1, 2]
+
+
 def test_long_values_are_cut_with_a_notice_and_all_parameters_arrive(root: Path) -> None:
     job = replace(job_of(root), label="x" * 7000)
     found = points.parameters(job)["label"]
@@ -458,6 +471,44 @@ def test_a_store_that_refuses_writes_stops_nothing(
         assert "readonly" in mirror(job)["SFT · seed 0"]
     assert mirror(job) == {}
     assert len([p for p in stored_points(root) if p[0] == "reward/mean"]) == 3
+
+
+def test_what_fails_between_two_requests_costs_a_step_none_of_its_times(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(root)
+    train(job, steps=0)
+    # Seven points a step: a thousand of them end between its `time/step` and its `time/update`.
+    values = {"loss/total": 1, "reward/mean": 0, "length/all": 3, "time/rollout": 1.0}
+    times = {"time/grade": 0.1, "time/step": 2.0, "time/update": 0.9}
+    for step in range(1, 200):
+        job.run.append(File.METRICS, {"step": step, "timestamp": step, **values, **times})
+    log, sent = MlflowClient.log_batch, []
+
+    def fail_once(client: MlflowClient, run: str, metrics: Any = (), **more: Any) -> None:
+        sent.extend([len(metrics)] * bool(metrics))
+        if len(sent) == 2:
+            sent.append(0)
+            raise OSError("the server is gone")
+        log(client, run, metrics, **more)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", fail_once)
+    living = Mirror(STUDY, root, [job], patience=0)
+    living.sync()
+    assert living.problems != {}
+    assert living.close() == {}
+    recorded = [p for row in job.run.rows() for p in points.points(row)]
+    assert stored_points(root) == sorted((p.key, p.step, p.timestamp, p.value, 0) for p in recorded)
+
+
+def test_rows_are_in_one_batch_each_unless_they_are_larger() -> None:
+    rows = [
+        [points.Point(f"m/{n}", 0.0, 0, row) for n in range(size)]
+        for row, size in enumerate([2, 3, 1, 0, 9, 2])
+    ]
+    found = list(points.batches(rows, 4))
+    assert [[point.step for point in batch] for batch in found] == [
+        [0, 0], [1, 1, 1, 2], [4, 4, 4, 4], [4, 4, 4, 4], [4, 5, 5]]  # fmt: skip
 
 
 def test_a_server_that_is_not_there_stops_nothing(

@@ -359,6 +359,8 @@ def _search(options: argparse.Namespace) -> int:
         if found.confirmation is not None:
             jobs = plan.jobs(found.confirmation, root)
             code = max(code, _run_study(file, found.confirmation, jobs, options))
+            if code == INTERRUPTED:
+                break
             cli_search.report(search, root, console())
     return code
 
@@ -367,16 +369,16 @@ def _launcher(
     options: argparse.Namespace, jobs: "Sequence[Job]", of: "Study | Search"
 ) -> "Launcher":
     """What trains jobs where `--launcher` says."""
+    from workbench.launch import Launcher
+    from workbench.launch.lease import refuse_if_held
+
     root = _root(options)
     try:
+        refuse_if_held(root, alone=options.launcher == "ray")
         if options.launcher == "ray":
             from workbench.launch.ray import RayLauncher
 
             return RayLauncher(list(jobs), of.resources, root)
-        from workbench.launch import Launcher
-        from workbench.launch.lease import refuse_if_held
-
-        refuse_if_held(root)
         return Launcher(list(jobs), of.resources, root)
     except (Held, ValueError) as error:
         raise Mistake(str(error)) from error
@@ -403,7 +405,7 @@ def _run_study(
         terminal.print(line)
     if left or not report or not cli_report.show_again(file, study, root, jobs):
         code, mirrored = _train(study, jobs, options)
-        if any(job.done for job in jobs) and report:
+        if code != INTERRUPTED and any(job.done for job in jobs) and report:
             cli_report.update(file, study, root, jobs, mirrored)
     terminal.print(f"runs      {root / 'cells'}")
     terminal.print(f"MLflow    workbench ui {file.path}   ({store_uri(root)})")

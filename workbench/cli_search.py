@@ -146,6 +146,11 @@ def _run(
                     sync()
     finally:
         behind = mirror.close()
+    if searcher.hopeless:
+        console.print(
+            f"no more trials are asked for: {searcher.failures} failed and none was completed; "
+            "see why above, and search again once that is mended"
+        )
     if behind:
         console.print(f"{mirror.uri} does not show {', '.join(behind)}")
     status = INTERRUPTED if launcher.stopping else FAILED if failed else OK

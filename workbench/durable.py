@@ -167,6 +167,8 @@ def append(path: Path, line: bytes, point: str = "") -> None:
                 raise DiskFull(path, written) from error
             raise
     fault(f"{point}.appended")
+    if whole == 0:  # the first line: its file may be new
+        sync_directory(path.parent)
 
 
 def remove(path: Path, point: str = "") -> None:
@@ -175,6 +177,7 @@ def remove(path: Path, point: str = "") -> None:
         _refuse_if_fenced(path)
         path.unlink(missing_ok=True)
         fault(f"{point or path.name}.removed")
+        sync_directory(path.parent)
 
 
 def remove_tree(path: Path, point: str) -> None:
@@ -184,6 +187,7 @@ def remove_tree(path: Path, point: str) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     os.replace(path, hidden)
     fault(f"{point}.hidden")
+    sync_directory(path.parent)
     shutil.rmtree(hidden)
     fault(f"{point}.removed")
 
@@ -195,6 +199,7 @@ def move(source: Path, target: Path, point: str) -> None:
     os.replace(source, target)
     fault(f"{point}.moved")
     sync_directory(target.parent)
+    sync_directory(source.parent)
 
 
 def make_folder(path: Path) -> None:
@@ -206,7 +211,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Makes renames and new names in a directory durable."""
+    """Makes new names in a directory durable, and names that are gone."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -82,6 +82,17 @@ class Job:
         return not self.missing
 
 
+def merged(one: Job, other: Job) -> Job:
+    """A job of one run that asks for all that either does; it goes by the first one's label."""
+    return dataclasses.replace(
+        one,
+        measurements=tuple(dict.fromkeys((*one.measurements, *other.measurements))),
+        probes=tuple(dict.fromkeys((*one.probes, *other.probes))),
+        keep=tuple(sorted({*one.keep, *other.keep})),
+        drawn={**other.drawn, **one.drawn},
+    )
+
+
 @dataclass(frozen=True)
 class Status:
     """How far a job is: `finished`, `trained`, `running`, `interrupted`, `failed` or `waiting`."""

@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from workbench.durable import append, fenced, make_folder, new_file, remove, sweep
 from workbench.identity import canonical, fingerprint, imports, restore
@@ -52,6 +52,22 @@ class Held(RuntimeError):
 
 class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is saved."""
+
+
+class Corrupt(Exception):
+    """A checkpoint that is not what its manifest says.
+
+    Attributes:
+        run, step: which one.
+        what: what is wrong with it.
+    """
+
+    def __init__(self, run: "Run", step: int, what: str) -> None:
+        super().__init__(run, step, what)
+        self.run, self.step, self.what = run, step, what
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.run.checkpoint_path(self.step)} {self.what}"
 
 
 @dataclass(frozen=True)
@@ -138,10 +154,10 @@ class Run:
         """
         make_folder(self.path)
         with open(self.path / File.LOCK, "ab+", buffering=0) as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise Held(f"{self.path} is held by {self.held_by}") from error
+            while not _locked(handle):
+                if self.held:
+                    raise Held(f"{self.path} is held by {self.held_by}")
+                # Somebody asked whether it is held, and had the lock for that moment.
             with suppress(OSError):  # a full disk
                 handle.truncate(0)
                 handle.write(f"{os.getpid()} {socket.gethostname()} {uuid.uuid4().hex}".encode())
@@ -270,6 +286,15 @@ class Run:
     def checkpoint_path(self, step: int) -> Path:
         """The folder of a step's checkpoint, whether or not it is there."""
         return self.path / File.CHECKPOINTS / f"step-{step:06d}"
+
+
+def _locked(handle: IO[bytes]) -> bool:
+    """Whether this process could lock a file for itself alone."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=1024)  # asked for by every look at whether a run is done

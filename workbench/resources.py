@@ -31,7 +31,8 @@ class Resources:
             trained by together: each has a part of parameters, gradients and optimizer (FSDP2) and
             draws and learns from a part of the responses.
         threads: processor threads of each process; as many cells run at once as the cores allow. Of
-            several threads a cell's probes take one each, side by side.
+            several threads a cell's probes take one each, side by side, and so do the graders of
+            answers that must be interpreted.
         tokens: in one micro-batch, where a prompt that sequences share counts once and padding, of
             models that are read in padded lines, counts too; bounds memory, changes no result. None
             takes what was fastest: 2,048 on a processor (it stays in the cache), 32,768 on a GPU.

@@ -141,6 +141,7 @@ class Failure:
     MEMORY = "memory"  # it did not fit
     DISK = "disk"  # there was no room to write
     KILLED = "killed"  # by a signal, for no reason that is known
+    CORRUPT = "corrupt"  # a checkpoint that it needs was not what was written, and was removed
     STALLED = "stalled"  # it showed no progress and was ended for that
     PREEMPTED = "preempted"  # asked to stop by someone else, with its checkpoint saved
     INTERRUPTED = "interrupted"  # asked to stop by the user, with its checkpoint saved

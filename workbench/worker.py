@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -26,9 +26,10 @@ from typing import Any
 
 from workbench import models, provenance
 from workbench.durable import DiskFull, Fenced, move, remove_tree, sweep
-from workbench.processes import Killed
+from workbench.problems import isolation
+from workbench.processes import Killed, end_with_parent
 from workbench.recipe import Measurement, Probe
-from workbench.records import Held, Interrupted, Run
+from workbench.records import Corrupt, Held, Interrupted, Run
 from workbench.resources import Resources
 from workbench.schema import Failure, File
 
@@ -82,6 +83,8 @@ def _work(run: Run, options: argparse.Namespace) -> int:
     except Exception as error:  # the rim of the process: recorded, and told by the exit status
         with contextlib.suppress(OSError):  # the log may be on the disk that is full
             traceback.print_exc()
+        if isinstance(error, Corrupt):
+            _discard(error, run)
         _tell(run, failure_of(error), f"{type(error).__name__}: {error}")
         return FAILED
     return DONE
@@ -91,11 +94,25 @@ def failure_of(error: Exception) -> str:
     """What kind of failure an error is: whether it is tried again, and how, follows from it."""
     if isinstance(error, DiskFull):
         return Failure.DISK
+    if isinstance(error, Corrupt):
+        return Failure.CORRUPT
     # The engine's, one of a team, or one that takes a probe beside others.
     if isinstance(error, Killed | BrokenProcessPool):
         return Failure.KILLED
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return Failure.MEMORY if out_of_memory else Failure.ERROR
+
+
+def _discard(found: Corrupt, run: Run) -> None:
+    """Removes a checkpoint that stood in the run's way, if it is its own or nobody trains its run.
+
+    So it counts as missing from now on: whoever needs it makes it again.
+    """
+    from workbench.training.checkpoint import discard_corrupt
+
+    claimed = contextlib.nullcontext() if found.run == run else found.run.claim()
+    with contextlib.suppress(Held, OSError), claimed:
+        discard_corrupt(found.run, found.step)
 
 
 def _tell(run: Run, kind: str, reason: str) -> None:
@@ -135,17 +152,18 @@ def _complete(
     import torch
 
     torch.set_num_threads(resources.threads)
+    isolation.allow(resources.threads * resources.processes)
     if not run.finished:
         _train(run, resources, keep, stopping)
         gc.collect()  # a model and what parts its gradient know each other: memory is wanted now
-    lost = [step for step in keep if not run.checkpoint_path(step).exists()]
+    missing = [m for m in measurements if not run.evaluation_path(m).exists()]
+    lost = _lost(run, {*keep, *([run.recipe().steps] if missing else [])})
     aside = Run(run.path.with_name(f".again-{run.path.name}"))
     if lost:
         _make_again(run, aside, resources, lost, stopping)
     if aside.path.exists():
         remove_tree(aside.path, "again")
     sweep(aside.path.parent, f".{aside.path.name}.*")
-    missing = [m for m in measurements if not run.evaluation_path(m).exists()]
     if missing:
         _measure(run, resources, missing, stopping)
     _probe_all(run, resources, probes, stopping)
@@ -183,10 +201,21 @@ def _train(run: Run, resources: Resources, keep: list[int], stopping: _Stopping)
     )
 
 
+def _lost(run: Run, steps: Collection[int]) -> list[int]:
+    """Those of some steps of a finished run whose checkpoint is not there, or not as it was."""
+    from workbench.training.checkpoint import discard_corrupt
+
+    if run.recipe().method is None:  # the model as it is: nothing is saved
+        return []
+    for step in steps:
+        discard_corrupt(run, step)
+    return sorted(step for step in steps if not run.checkpoint_path(step).exists())
+
+
 def _make_again(
     run: Run, aside: Run, resources: Resources, steps: list[int], stopping: _Stopping
 ) -> None:
-    """Makes checkpoints that a finished run did not keep, by training it again, aside."""
+    """Makes checkpoints that a finished run does not have, by training it again, aside."""
     from workbench.training.loop import train
     from workbench.training.peer import serve
     from workbench.training.team import assembled
@@ -260,7 +289,8 @@ _stop_apart: list[EventOfProcesses] = []  # of a process that takes probes besid
 
 
 def _begin_apart(stop: EventOfProcesses) -> None:
-    """Leaves signals to the process that asked for the probes, which says when to stop."""
+    """Leaves signals to the process that asked for the probes, and ends when that one does."""
+    end_with_parent()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -271,6 +301,7 @@ def _probe_apart(run: Run, resources: Resources, asked: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    isolation.allow(1)
     (stop,) = _stop_apart
     with run.fenced():  # which its process has claimed
         _probe(run, resources, run.asked(asked), stop.is_set)

@@ -17,7 +17,8 @@ from workbench.problems import published
 
 MODEL = presets.long_qwen("Qwen/Qwen2.5-Math-1.5B")
 DATA = published.openr1_math_46k()
-RESOURCES = Resources(device="cuda", tokens=9216, recompute=True, patience=7200.0)
+# The threads are of the graders, while the model waits for them.
+RESOURCES = Resources(device="cuda", threads=8, tokens=9216, recompute=True, patience=7200.0)
 
 MAIN = ("Base", "SFT", "GRPO", "LUFFY", "HPT")
 PARADIGMS = {"OFF/ON": "OFF/ON", "Mix/ON": "Mix/ON", "HPT": "SFT/ON"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from harness import attempt
-from lives import BEFORE, live
+from lives import BEFORE, BETWEEN, live
 
 from workbench.records import Run
 
@@ -33,11 +33,17 @@ def begun(tmp_path: Path, _before: Make) -> Make:
 
     def of(life: str) -> Run:
         run = Run(tmp_path / "seed-0")
-        if life in BEFORE:
-            shutil.copytree(_before(life).path, run.path)
+        _begin(run, life, _before)
         return run
 
     return of
+
+
+def _begin(run: Run, life: str, before: Make) -> None:
+    if life in BEFORE:
+        shutil.copytree(before(life).path, run.path)
+    if life in BETWEEN:
+        BETWEEN[life](run)
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +54,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, _before: Make) -> Make
     def of(life: str) -> Run:
         if life not in made:
             made[life] = run = Run(tmp_path_factory.mktemp("whole") / "seed-0")
-            if life in BEFORE:
-                shutil.copytree(_before(life).path, run.path)
+            _begin(run, life, _before)
             assert live(life, run) == (1 if life == "with an error" else 0)
         return made[life]
 

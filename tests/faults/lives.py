@@ -1,8 +1,10 @@
 """The fault points that a run's worker passes in its life, and those lives."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from harness import attempt
+from harness import RECIPE, attempt
 
 from workbench.records import Run
 
@@ -53,6 +55,7 @@ LIVES = {
     "after an error": ["failure.json.removed"],
     "with a probe": [*new("asked"), *new("probes")],
     "for a checkpoint": ["checkpoints.moved", "again.hidden", "again.removed"],
+    "with a flipped bit": ["checkpoints.hidden", "checkpoints.removed", "checkpoints.moved"],
 }
 
 
@@ -62,12 +65,28 @@ BEFORE: dict[str, tuple[dict[str, Any], int]] = {
     "after an error": ({"tokens": 0}, 1),
     "with a probe": ({}, 0),
     "for a checkpoint": ({}, 0),
+    "with a flipped bit": ({}, 0),
 }
 # What the attempt of that life is asked for.
 ASKED: dict[str, dict[str, Any]] = {
     "with an error": {"tokens": 0},
     "with a probe": {"probed": True},
     "for a checkpoint": {"keep": AGAIN},
+    "with a flipped bit": {"keep": [RECIPE.steps]},
+}
+
+
+def flip(path: Path) -> None:
+    """Flips one bit of a checkpoint's weights."""
+    file = path / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+# What becomes of the run between the two.
+BETWEEN: dict[str, Callable[[Run], None]] = {
+    "with a flipped bit": lambda run: flip(run.checkpoint_path(RECIPE.steps)),
 }
 
 

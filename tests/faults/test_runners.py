@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,30 @@ study = Study("survivor", {"SFT": base.using(upge.Method(demonstrations=waits)),
               evaluation=Evaluation(samples=2, suites=("chain",), problems=2),
               resources=Resources(checkpoint_every=5))
 '''
+INTERRUPTED = (
+    STUDY.replace("Study, Va", "Search, Study, Va")
+    + """
+half = Study("half", {"base": base, "SFT": base.using(upge.Method(demonstrations=waits))},
+             evaluation=Evaluation(samples=1, suites=("chain",), problems=1))
+
+
+def propose(trial):
+    aggregation = [upge.TokenMean(), upge.SequenceMean()][trial.suggest_int("which", 0, 1)]
+    sft = upge.Estimator(advantage=Waits(), aggregation=aggregation)
+    return base.using(upge.Method(demonstrations=sft), steps=1)
+
+
+found = {"maximize": "validation/pass_at_1", "trials": 1, "seeds": [0], "confirm": [1],
+         "evaluation": Evaluation(samples=1, suites=("chain",), problems=1)}
+first = Search("first", propose, **found)
+second = Search("second", propose, **found)
+"""
+)
 NOWHERE = "http://127.0.0.1:9"  # no tracking server listens there
 
 
-def run(folder: Path, tracking: str = "") -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "workbench", "run", "study.py"]
+def run(folder: Path, tracking: str = "", *asked: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "workbench", *(asked or ("run",)), "study.py"]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking}
     return subprocess.Popen(
         command,
@@ -123,6 +143,48 @@ def test_a_study_survives_interrupts_kills_rivals_and_a_tracking_server_that_is_
     for each in shown(root):
         points = client(root).get_metric_history(each.info.run_id, "optim/gradient_norm")
         assert sorted(point.step for point in points) == list(range(1, 21))
+
+
+def interrupt(process: subprocess.Popen[str], closed: Path) -> str:
+    """What a command says that is interrupted while its cell waits for an update."""
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)  # for it to pass that on
+    closed.unlink()
+    told, _ = process.communicate()
+    assert process.returncode == 130, told
+    return told
+
+
+def wait_until(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not there():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def test_an_interrupt_draws_no_report(tmp_path: Path) -> None:
+    (tmp_path / "study.py").write_text(INTERRUPTED)
+    closed = tmp_path / "0.closed"
+    closed.touch()
+    measured, waiting = jobs(load(tmp_path / "study.py").studies["half"], tmp_path / "mlruns")
+    process = run(tmp_path, "", "run", "--study", "half")
+    wait_until(lambda: measured.done and lines(waiting) == 1, process)
+    interrupt(process, closed)
+    assert not waiting.done
+    assert not (tmp_path / "mlruns" / "reports").exists()
+
+
+def test_an_interrupt_of_what_a_search_found_starts_no_other_search(tmp_path: Path) -> None:
+    (tmp_path / "study.py").write_text(INTERRUPTED)
+    closed, root = tmp_path / "0.closed", tmp_path / "mlruns"
+    process = run(tmp_path, "", "search")
+    wait_until(lambda: [*root.glob("cells/*/seed-0/result.json")] != [], process)
+    closed.touch()
+    wait_until(lambda: [*root.glob("cells/*/seed-1/metrics.jsonl")] != [], process)
+    told = interrupt(process, closed)
+    assert "first-winner: 1 runs, 1 to train or measure" in told
+    assert "second" not in told
+    assert not (root / "reports").exists()
+    assert [path.name for path in (root / "searches").iterdir()] == ["first"]
 
 
 def provenance(job: Job) -> list[dict[str, object]]:

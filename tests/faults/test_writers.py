@@ -65,11 +65,12 @@ WRITES = {
     "workbench/training/data.py open_data": ["data.json"],
     "workbench/training/checkpoint.py save": ["checkpoints", "progress.json", "manifest.json"],
     "workbench/training/checkpoint.py prune": ["checkpoints"],
+    "workbench/training/checkpoint.py discard_corrupt": ["checkpoints"],
     "workbench/training/record.py write_rollouts": ["rollouts"],
     "workbench/training/evaluation.py measure": ["evaluations"],
     "workbench/training/probe.py probe": ["probes"],
     "workbench/trials.py _append": ["trials.jsonl"],
-    "workbench/launch/lease.py _write": [".driver.json"],
+    "workbench/launch/lease.py _write": [".driver.json", ".runner.json"],
     "workbench/tracking/store.py ensure_store": ["mlflow.db"],
     "analysis/report.py _write_text": ["report.html"],
     "analysis/panel.py save": ["figures"],
@@ -194,8 +195,8 @@ def seek_again(root: Path) -> None:
     seek(AGAIN, root)
 
 
-def hold(root: Path) -> None:
-    with Lease(root, beat=0.05).hold():
+def hold(alone: bool, root: Path) -> None:
+    with Lease(root, alone, beat=0.05).hold():
         pass
 
 
@@ -211,6 +212,7 @@ OTHERS = {
     "a search that stops a run": new("stop.json"),
     "a search that wants what was stopped": ["stop.json.removed"],
     "the driver of a cluster": new(".driver.json"),
+    "a runner of this host": new(".runner.json"),
     "a report": [*new("figures"), *new("report.html")],
 }
 
@@ -252,12 +254,15 @@ def test_a_request_to_stop_that_was_withdrawn_half_way_binds_nobody(tmp_path: Pa
     assert [t.state for t in trials.trials(AGAIN, tmp_path)] == ["complete", "complete"]
 
 
-@pytest.mark.parametrize("point", OTHERS["the driver of a cluster"])
-def test_a_driver_that_dies_as_it_takes_the_store_keeps_it_from_nobody(
-    point: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("who", "point"),
+    [(w, p) for w in ("the driver of a cluster", "a runner of this host") for p in OTHERS[w]],
+)
+def test_one_that_dies_as_it_takes_the_store_keeps_it_from_nobody(
+    who: str, point: str, tmp_path: Path
 ) -> None:
-    assert apart(hold, tmp_path, fault=point) == -9
-    hold(tmp_path)
+    assert apart(hold, who == "the driver of a cluster", tmp_path, fault=point) == -9
+    hold(True, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -292,7 +297,8 @@ def say(act: Callable[..., None], *given: Any) -> None:
 FULL = {
     "trials.jsonl.torn": (seek, PLAIN),
     "stop.json.begun": (seek, PRUNED),
-    ".driver.json.begun": (hold,),
+    ".driver.json.begun": (hold, True),
+    ".runner.json.begun": (hold, False),
     "figures.begun": (write_report,),
     "report.html.begun": (write_report,),
 }

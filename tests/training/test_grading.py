@@ -2,19 +2,24 @@
 
 import dataclasses
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 
 from workbench.problems import Verdict, Verifier
-from workbench.problems.isolation import graders
+from workbench.problems.isolation import WARM, graders
 from workbench.recipe import Measurement
+from workbench.records import Interrupted
+from workbench.resources import Resources
 from workbench.schema import OTHER_VERDICTS
 from workbench.training.evaluation import measure
+from workbench.training.loop import train
 from workbench.training.sampling import grade, sample
 from workbench.training.statistics import rollout_statistics
 from workbench.training.tally import Tally
+from workbench.training.trainer import open_trainer
 
 
 class HangsOnDigits(Verifier):
@@ -52,11 +57,40 @@ def test_an_evaluation_loses_no_verdict(small, trainer_of, open_run) -> None:
     assert sum(row["ungradable"] for row in rows) == 4 * 6
 
 
-def test_a_step_goes_on_when_grading_hangs(
-    small, trainer_of, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Hangs(Verifier):
+    """Never comes back from a response, and says by a file that it has one."""
+
+    file: str
+
+    def __call__(self, response: str, gold: str) -> Verdict:
+        while (response, gold) != WARM:
+            Path(self.file).touch()
+            signal.pause()
+        return Verdict.WRONG
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     here = str(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+
+
+def test_a_stop_ends_the_grading_of_a_step_that_then_never_began(
+    small, open_run, tmp_path: Path
+) -> None:
+    run, hung = open_run(small), tmp_path / "hung"
+    trainer = open_trainer(run, Resources())
+    verifier, beats = Hangs(str(hung)), []
+    trainer.data = dataclasses.replace(trainer.data, verifier=verifier, validation=())
+    trainer.engine.get_on = lambda: beats.append(hung.exists())
+    graders(verifier).seconds = 20
+    with pytest.raises(Interrupted, match="after step 0 of 4"):
+        train(trainer, run, stopping=lambda: beats.count(True) > 2)
+    assert graders(verifier)._all == []
+    assert [row["step"] for row in run.rows()] == [0]
+
+
+def test_a_step_goes_on_when_grading_hangs(small, trainer_of) -> None:
     trainer = trainer_of(small)
     problems = list(trainer.data.train[:2])
     rollouts = sample(trainer, problems, 1)

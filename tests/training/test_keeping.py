@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from workbench import Optimizer, Sampling, Validation, replace, upge
-from workbench.records import Interrupted, Run
+from workbench.records import Corrupt, Interrupted, Run
 from workbench.resources import Resources
 from workbench.schema import File
 from workbench.training import checkpoint, keeping
@@ -233,5 +233,22 @@ def test_what_it_goes_back_to_is_checked(tiny, open_run, monkeypatch) -> None:
             _flip(run.checkpoint_path(2))
 
     monkeypatch.setattr(keeping, "save", save_and_break)
-    with pytest.raises(checkpoint.Corrupt, match="step-000002"):
+    with pytest.raises(Corrupt, match=r"step-000002 .* model.safetensors") as found:
         train(open_trainer(run, EVERY_STEP), run)
+    monkeypatch.undo()
+    checkpoint.discard_corrupt(found.value.run, found.value.step)
+    assert checkpoint.steps(run) == []  # from those after it there is no way back to it
+    train(open_trainer(run, EVERY_STEP), run)
+    assert [row["step"] for row in run.rows() if row.get("optim/rolled_back")] == [4]
+
+
+def test_only_what_is_corrupt_goes_from_a_finished_run(trained, tmp_path, caplog) -> None:
+    run = Run(tmp_path / "seed-0")
+    shutil.copytree(trained.path, run.path)
+    run.finish({"steps": 2})
+    checkpoint.discard_corrupt(run, 1)
+    assert checkpoint.steps(run) == [1, 2]
+    _flip(run.checkpoint_path(1))
+    checkpoint.discard_corrupt(run, 1)
+    assert checkpoint.steps(run) == [2]
+    assert "step-000001 is not whole: model.safetensors" in caplog.text

@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from pyarrow.parquet import read_schema
+from system import wait_for_end
 
 from workbench import Probe, Validation, replace, upge, worker
 from workbench.resources import Resources
@@ -135,19 +137,38 @@ def test_two_threads_take_two_probes_at_once_with_the_same_results(small, open_r
         pd.testing.assert_frame_equal(alone, beside, rtol=1e-4, atol=1e-12)
 
 
-def test_probes_that_run_at_once_are_stopped_together(small, open_run):
-    run = open_run(small)
+def slow_probes(run):
+    """A worker that takes two slow probes at once, and has begun with them."""
     slow = replace(TINY, questions=16, replicates=12)
     names = ",".join(run.ask(plan) for plan in (slow, replace(slow, seed=1)))
     run.finish({})
     command = [sys.executable, "-m", "workbench", "worker", str(run.path), "--probes", names]
     command += ["--resources", json.dumps({"threads": 2, "device": "cpu"})]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while "sequences" not in run.doing and process.poll() is None:
-            time.sleep(0.05)
-        process.terminate()
-        assert process.wait() == 130
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while "sequences" not in run.doing and process.poll() is None:
+        time.sleep(0.05)
+    return process
+
+
+def test_probes_that_run_at_once_are_stopped_together(small, open_run):
+    run = open_run(small)
+    process = slow_probes(run)
+    process.terminate()
+    assert process.wait() == 130
     assert run.failure is not None and run.failure["kind"] == "interrupted"
+    assert not list((run.path / "probes").glob("*.parquet"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+def test_probes_that_run_at_once_end_with_a_worker_that_is_killed(small, open_run):
+    run = open_run(small)
+    process = slow_probes(run)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    assert len(children) > 1
+    for child in children:
+        wait_for_end(int(child))
     assert not list((run.path / "probes").glob("*.parquet"))
 
 

@@ -6,6 +6,7 @@ result is a failure.
 """
 
 import json
+import logging
 import select
 import signal
 import subprocess
@@ -13,17 +14,21 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import ClassVar
 
 from workbench.launch.attempt import Attempt, Exit, kill_group, start
+from workbench.launch.lease import Lease
 from workbench.launch.retry import Watchdog, again
 from workbench.launch.room import Slot, give_back, slots
-from workbench.plan import Job, measurements_json
+from workbench.plan import Job, measurements_json, merged
 from workbench.records import Row
 from workbench.resources import Resources
 from workbench.schema import Failure
+
+log = logging.getLogger(__name__)
 
 
 class State(Enum):
@@ -85,6 +90,8 @@ class Launcher:
         poll: seconds between two looks at the processes.
     """
 
+    alone: ClassVar[bool] = False  # whether no other may start runs of the folder meanwhile
+
     jobs: list[Job]
     resources: Resources
     root: Path
@@ -113,14 +120,13 @@ class Launcher:
     def add(self, jobs: Iterable[Job]) -> None:
         """Adds jobs, before `run` or while it waits to go on; one that is there is not run twice.
 
-        A checkpoint that only a later job asks for is made once the run is done.
+        What only a later job of a run asks for is made once the run is done.
         """
         for job in jobs:
             path = job.run.path
             number = self._places.setdefault(path, len(self.jobs))
             if number < len(self.jobs):
-                keep = tuple(sorted({*self.jobs[number].keep, *job.keep}))
-                self.jobs[number] = job = replace(self.jobs[number], keep=keep)
+                self.jobs[number] = job = merged(self.jobs[number], job)
             else:
                 self.jobs.append(job)
             if self.states.get(path, State.DONE) in ENDED:
@@ -143,12 +149,17 @@ class Launcher:
         """Trains what is missing; yields each event, and None after every look at the processes.
 
         SIGINT and SIGTERM are passed on once, so that workers save a checkpoint; a second one
-        kills them. Workers outlive a runner that is killed, and the next runner waits for them.
+        kills them. Workers outlive a runner that is killed, and the next runner waits for them; it
+        is no concern of theirs when that one is interrupted: they go on, and another run waits.
+
+        Raises:
+            Held: a cluster's driver, or a runner on another host, trains runs of the same folder.
         """
-        free = self._free
-        with self._catching_signals():
+        free, lease = self._free, Lease(Path(self.root), self.alone)
+        with lease.hold(), self._catching_signals():
             try:
                 while any(state not in ENDED for state in self.states.values()):
+                    self._end_if_lost(lease)
                     yield from self._pass_signals_on()
                     for attempt in [each for each in self._attempts if each.over]:
                         self._attempts.remove(attempt)
@@ -181,6 +192,8 @@ class Launcher:
         for job in startable:
             if job.done:  # by another runner, meanwhile
                 yield self._enter(job, State.DONE)
+            elif (source := self._lost_source(job)) is not None:
+                yield self._enter(source, State.WAITING, f"lacks {', '.join(source.missing)}")
             elif job.run.held:
                 yield self._wait_for_holder(job)
             elif (found := self._take(free)) is not None:
@@ -188,6 +201,15 @@ class Launcher:
             elif not (self._attempts or self._told):
                 self._told = True
                 yield self._enter(job, State.WAITING, "for room: other runs have all of it")
+
+    def _lost_source(self, job: Job) -> Job | None:
+        """The run that a job starts from, where the checkpoint that it begins with is gone."""
+        start = job.recipe.start
+        if job.needs is None or start is None:
+            return None
+        source = self._job(job.needs)
+        there = source.run.checkpoint_path(start.step).exists()
+        return source if start.step in source.keep and not there else None
 
     def _take(self, free: list[Slot]) -> tuple[Slot, list[int]] | None:
         """The first free slot that no other runner of this machine has either, with its locks."""
@@ -245,7 +267,7 @@ class Launcher:
         attempt.close()
         if job.done:
             now = self._job(job.run.path)  # which may ask for more by now
-            return self._enter(job, State.DONE if now.done else State.WAITING)
+            return self._enter(now, State.DONE if now.done else State.WAITING)
         if code == Exit.HELD:
             return self._wait_for_holder(job)
         asked = job.run.stop_asked if code == Exit.INTERRUPTED else None
@@ -260,14 +282,20 @@ class Launcher:
     def _again(self, attempt: Attempt, kind: str, reason: str) -> Event | None:
         """Lets a job be started once more, if that may end better."""
         job = attempt.job
+        if self._lost_source(job) is not None:  # found to be corrupt, by this attempt or another
+            kind = Failure.CORRUPT
         self._failures[job.run.path] += kind != Failure.PREEMPTED
-        failures, on_gpu = self._failures[job.run.path], bool(attempt.slot.gpus)
-        resources = again(kind, failures, attempt.resources, on_gpu)
+        failures = self._failures[job.run.path]
+        resources = again(kind, failures, attempt.resources, self._on_gpu(attempt.slot))
         if resources is None:
             return None
         less = "" if resources == attempt.resources else " with half the memory"
         self._reduced[job.run.path] = resources
         return self._enter(job, State.WAITING, f"{kind}: {reason}; trying again{less}")
+
+    def _on_gpu(self, slot: Slot) -> bool:
+        """Whether what runs in a slot trains on a GPU."""
+        return bool(slot.gpus)
 
     def _wait_for_holder(self, job: Job) -> Event:
         return self._enter(job, State.HELD, f"{job.run.held_by} trains it; waiting for that")
@@ -296,6 +324,13 @@ class Launcher:
             ends = [each.ended for each in self._attempts if each.ended is not None]
             select.select(ends, [], [], self.poll)
 
+    def _end_if_lost(self, lease: Lease) -> None:
+        """Ends what trains in a store that is another's by now, where asking would leave a file."""
+        if lease.lost and not self.stopping:
+            log.error("another has taken %s: this one ends what it trains", self.root)
+            self.stopping = True
+            self._send(signal.SIGKILL)
+
     # --- signals ---
 
     @contextmanager
@@ -315,8 +350,11 @@ class Launcher:
             self.stopping = True
         if self.stopping:
             for job in self.jobs:
-                if self.states[job.run.path] in (State.WAITING, State.HELD):
+                if self.states[job.run.path] is State.WAITING:
                     yield self._enter(job, State.STOPPED, "not started")
+                elif self.states[job.run.path] is State.HELD:
+                    goes_on = f"{job.run.held_by} goes on with it; a signal to that one stops it"
+                    yield self._enter(job, State.STOPPED, goes_on)
 
     def _leave_no_one_behind(self) -> None:
         """Ends attempts that an error or an abandoned iterator left, after their checkpoint."""

@@ -10,10 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -22,8 +21,7 @@ import ray
 from ray.exceptions import RayError
 
 from workbench.launch.attempt import Attempt, failure_time
-from workbench.launch.lease import Lease
-from workbench.launch.local import Event, Launcher
+from workbench.launch.local import Launcher
 from workbench.launch.room import Slot
 from workbench.plan import Job
 from workbench.processes import end_with_parent
@@ -153,30 +151,17 @@ class RayProcess:
 class RayLauncher(Launcher):
     """Runs jobs to their end on a Ray cluster; the store is this driver's alone meanwhile."""
 
-    _lease: Lease = field(init=False)
+    alone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         connect()
         super().__post_init__()
-        self._lease = Lease(Path(self.root))
 
     def _slots(self) -> list[Slot]:
         return room(self.resources)
 
-    def run(self) -> Iterator[Event | None]:
-        """As `Launcher.run`.
-
-        Raises:
-            Held: another driver has the store.
-        """
-        with self._lease.hold():
-            for event in super().run():
-                if self._lease.lost and not self.stopping:
-                    # Asking would be a file in a run that is another's by now.
-                    log.error("another driver took %s: this one ends what it trains", self.root)
-                    self.stopping = True
-                    self._send(signal.SIGKILL)
-                yield event
+    def _on_gpu(self, slot: Slot) -> bool:
+        return needs(self.resources)["num_gpus"] > 0  # which of them, Ray says to the worker alone
 
     def _open(self, job: Job, slot: Slot, taken: list[int], command: list[str]) -> Attempt:
         job.run.create(job.recipe, job.seed)

@@ -24,7 +24,7 @@ def again(kind: str, attempts: int, resources: Resources, on_gpu: bool) -> Resou
         return None
     if kind == Failure.MEMORY:
         return resources.halved(on_gpu)
-    return resources if kind in (Failure.KILLED, Failure.STALLED) else None
+    return resources if kind in (Failure.KILLED, Failure.CORRUPT, Failure.STALLED) else None
 
 
 @dataclass

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -29,26 +29,40 @@ from workbench.provenance import cores
 
 MOST = 8  # processes of one verifier
 WORTH_A_PROCESS = 16  # responses at a time: one more takes a second or two to start
+LOOK = 1.0  # seconds without an answer after which whoever waits for one is told that it goes on
 START_SECONDS = 300.0  # to import what it needs, on a busy machine
 CHUNK = select.PIPE_BUF  # what a pipe that can be written takes at once without blocking
 READY = b"ready\n"
 WARM = (r"\boxed{x + y}", "y + x")  # the first comparison imports what all of them need
 
 
-def verdicts(verifier: Verifier, answers: Sequence[tuple[str, str]]) -> list[Verdict]:
+_allowed = [MOST]  # the one number that `allow` sets
+
+
+def allow(processes: int) -> None:
+    """Lets verifiers have so many processes: cores that this one may use, idle while it waits."""
+    _allowed[0] = processes
+
+
+def verdicts(
+    verifier: Verifier,
+    answers: Sequence[tuple[str, str]],
+    get_on: Callable[[], object] = bool,
+) -> list[Verdict]:
     """The verdicts on responses with their golds, as training asks for them.
 
-    Several at a time, in processes of their own, if the verifier interprets what it reads.
+    Several at a time, in processes of their own, if the verifier interprets what it reads; `get_on`
+    is then called between answers, and at least once a second, and what it raises ends the call.
     """
     if not verifier.interprets:
         return [verifier(response, gold) for response, gold in answers]
-    return graders(verifier)(answers)
+    return graders(verifier)(answers, get_on)
 
 
 @lru_cache(maxsize=8)
 def graders(verifier: Verifier) -> "Graders":
     """The processes of a verifier, which live as long as the one that asks."""
-    found = Graders(verifier, min(MOST, cores()))
+    found = Graders(verifier, min(MOST, cores(), *_allowed))
     atexit.register(found.close)
     return found
 
@@ -68,8 +82,10 @@ class Graders:
     memory: int = 4 * 2**30
     _all: list["Isolated"] = field(default_factory=list, init=False)
 
-    def __call__(self, answers: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """The verdicts on responses with their golds; raises what `Isolated` does."""
+    def __call__(
+        self, answers: Sequence[tuple[str, str]], get_on: Callable[[], object] = bool
+    ) -> list[Verdict]:
+        """The verdicts on responses with their golds; raises what `Isolated` and `get_on` do."""
         wanted = min(self.processes, -(-len(answers) // WORTH_A_PROCESS))
         while len(self._all) < wanted:
             self._all.append(Isolated(self.verifier, memory=self.memory))
@@ -78,14 +94,17 @@ class Graders:
         for place, (_, gold) in enumerate(answers):
             waiting[crc32(gold.encode(errors="surrogatepass")) % wanted].append(place)
         try:
-            found = self._grade(answers, waiting)
+            found = self._grade(answers, waiting, get_on)
         except BaseException:
             self.close()  # answers that nobody waits for any more must not meet the next call
             raise
         return [found[place] for place in range(len(answers))]
 
     def _grade(
-        self, answers: Sequence[tuple[str, str]], waiting: list[deque[int]]
+        self,
+        answers: Sequence[tuple[str, str]],
+        waiting: list[deque[int]],
+        get_on: Callable[[], object],
     ) -> dict[int, Verdict]:
         """The verdicts by place; `waiting` has the places that each process begins with."""
         busy: dict[int, int] = {}  # the place of the response that each process has
@@ -97,7 +116,8 @@ class Graders:
                     busy[number] = mine.popleft()
                     isolated.seconds = self.seconds
                     isolated.begin(*answers[busy[number]])
-            get_on([self._all[number] for number in busy])
+            exchange([self._all[number] for number in busy])
+            get_on()
             for number in [number for number in busy if self._all[number].done]:
                 found[busy.pop(number)] = self._all[number].end()
         return found
@@ -112,7 +132,7 @@ class Graders:
 class Isolated:
     """A verifier that answers every response with a `Verdict`, whatever the response does to it.
 
-    It is asked by `begin`, `get_on` until it is `done`, and `end`; or called, which is all of it.
+    It is asked by `begin`, `exchange` until it is `done`, and `end`; or called, which is all of it.
 
     Attributes:
         verifier: called with a response and a gold.
@@ -135,7 +155,7 @@ class Isolated:
         """The verdict on a response; raises what `end` does."""
         self.begin(response, gold)
         while not self.done:
-            get_on([self])
+            exchange([self])
         return self.end()
 
     def begin(self, response: str, gold: str) -> None:
@@ -216,12 +236,12 @@ class Isolated:
                 self._died = True
 
 
-def get_on(asked: Sequence[Isolated]) -> None:
-    """Reads and writes what can be, once; waits until something can, or one of them is late."""
+def exchange(asked: Sequence[Isolated]) -> None:
+    """Reads and writes what can be, once; waits for that, but not beyond a deadline or a `LOOK`."""
     left = max(0.0, min(each._deadline for each in asked) - time.monotonic())
     reading = {each._answers: each for each in asked}
     writing = {each._stdin: each for each in asked if each._text}
-    readable, writable, _ = select.select(list(reading), list(writing), [], left)
+    readable, writable, _ = select.select(list(reading), list(writing), [], min(left, LOOK))
     for each in asked:
         each._move(each._answers in readable, each._text != b"" and each._stdin in writable)
 

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from workbench import trials
 from workbench.launch.local import Event, Launcher, State
-from workbench.plan import Job
+from workbench.plan import Job, merged
 from workbench.records import Row
 from workbench.samplers import FullGrid
 from workbench.search.optuna_of import directions_of, pruner_between, sampler_of
@@ -68,7 +68,8 @@ class Searcher:
     Attributes:
         study: Optuna's, in memory.
         arms: one for each recipe that was proposed.
-        jobs: every run of every trial, started or not; the list grows with the search.
+        jobs: every run of every trial, started or not, and once where trials start from the same
+            one; the list grows with the search.
         asked: trials so far.
         exhausted: every combination of a full grid was asked for.
     """
@@ -84,6 +85,7 @@ class Searcher:
         )
         self.arms: dict[str, Arm] = {}
         self.jobs: list[Job] = []
+        self._places: dict[Path, int] = {}  # in jobs
         self.asked = 0
         self.exhausted = False
         self.failures = 0
@@ -123,12 +125,20 @@ class Searcher:
         if key not in self.arms:
             self.arms[key] = Arm(trial)
             for seed in self.search.seeds:
-                self.jobs += trials.jobs(self.search, trial, seed, self.root)
+                for job in trials.jobs(self.search, trial, seed, self.root):
+                    self._add(job)
         arm = self.arms[key]
         arm.asked.append(asked)
         self.asked += 1
         self._seen.append(asked.params)
         return arm
+
+    def _add(self, job: Job) -> None:
+        number = self._places.setdefault(job.run.path, len(self.jobs))
+        if number < len(self.jobs):
+            self.jobs[number] = merged(self.jobs[number], job)
+        else:
+            self.jobs.append(job)
 
     # --- what to train ---
 
@@ -155,11 +165,14 @@ class Searcher:
                 return found
         return []
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether so many trials failed, and none came to its end, that no more are asked for."""
+        completed = any(arm.ended == "complete" for arm in self.arms.values())
+        return self.failures >= HOPELESS and not completed
+
     def _may_ask(self, budget: int) -> bool:
-        hopeless = self.failures >= HOPELESS and not any(
-            a.ended == "complete" for a in self.arms.values()
-        )
-        return self.asked < budget and not self.exhausted and not hopeless
+        return self.asked < budget and not self.exhausted and not self.hopeless
 
     def _ask(self, budget: int) -> bool:
         """Asks Optuna for a trial and records it; one that was made before is told at once."""

@@ -10,7 +10,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ from workbench.tracking.store import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from workbench.tracking.points import Point
 
 log = logging.getLogger(__name__)
 
@@ -273,11 +275,10 @@ class Mirror:
         from workbench.tracking import points
 
         now = status(job)
+        shown = self._show(job)
         follow = self._follows.setdefault(job.run.path, Follow(job.run.path / File.METRICS))
         rows = follow.rows()
-        shown = self._show(job)
-        found = [point for row in rows for point in points.points(row, shown.timed_until)]
-        self._log_points(shown.id, found)
+        self._log_points(shown.id, [points.points(row, shown.timed_until) for row in rows])
         shown.timed_until = max([shown.timed_until, *(row["step"] for row in rows)])
         if now.kind in TERMINAL:
             self._settle(job, shown, now, changed=bool(rows))
@@ -296,7 +297,8 @@ class Mirror:
 
         shown = self._shown.get(_key(job))
         if shown is not None and self._is_outdated(job, shown):
-            self._api.delete_run(shown.id)  # everything in it is replayed from the records
+            self._api.delete_run(shown.id)
+            self._follows.pop(job.run.path, None)  # everything in it is replayed from the records
             shown = None
         if shown is None:
             tags = {
@@ -325,12 +327,13 @@ class Mirror:
             self._api.log_batch(shown.id, params=new[start : start + BATCH_PARAMS])
         shown.params |= params
 
-    def _log_points(self, run: str, points: Sequence[tuple[str, float, int, int]]) -> None:
+    def _log_points(self, run: str, rows: Iterable[list["Point"]]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(*point) for point in points]
-        for start in range(0, len(metrics), BATCH_METRICS):
-            self._api.log_batch(run, metrics=metrics[start : start + BATCH_METRICS])
+        from workbench.tracking.points import batches
+
+        for batch in batches(rows, BATCH_METRICS):
+            self._api.log_batch(run, metrics=[Metric(*point) for point in batch])
 
     def _settle(self, job: Job, shown: Shown, now: Status, *, changed: bool) -> None:
         """Ends the MLflow run as the directory says it ended, with its artifacts."""
@@ -343,7 +346,8 @@ class Mirror:
         if now.kind == "finished":
             # Before the points: if these stop half-way, the tag says which evaluation they are of.
             self._set_tags(shown, {Tag.EVALUATION: points.evaluation_identity(job)})
-            self._log_points(shown.id, points.evaluation_points(job) + points.probe_points(job))
+            measured = points.evaluation_points(job) + points.probe_points(job)
+            self._log_points(shown.id, [[point] for point in measured])
         difference = points.replay_difference(job)
         if difference is not None:
             tags[NONDETERMINISTIC] = f"step {difference}"

@@ -83,6 +83,24 @@ def points(row: Row, timed_until: int = -1) -> list[Point]:
     return found
 
 
+def batches(rows: Iterable[list[Point]], most: int) -> Iterator[list[Point]]:
+    """The points of rows in groups of at most so many, and those of a row in one group.
+
+    A store takes a group whole or not at all. Of a step it then has all points or none, so that one
+    of them says whether the step was shown; a row of more than `most` is more than one group.
+    """
+    batch: list[Point] = []
+    for row in rows:
+        for start in range(0, len(row), most):
+            part = row[start : start + most]
+            if len(batch) + len(part) > most:
+                yield batch
+                batch = []
+            batch = batch + part
+    if batch:
+        yield batch
+
+
 def replay_difference(job: Job) -> int | None:
     """The first step that a resumed run computed differently the second time, timings aside."""
     dropped = dropped_path(job.run.path / File.METRICS)

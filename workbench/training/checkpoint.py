@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from workbench.durable import new_folder, remove_tree
-from workbench.records import Run, read_json, write_json
+from workbench.records import Corrupt, Run, read_json, write_json
 from workbench.schema import File
 from workbench.training.policy import VALUE_HEAD, Policy
 from workbench.training.team import placed, whole
@@ -26,10 +26,6 @@ log = logging.getLogger(__name__)
 OPTIMIZER = "optimizer.safetensors"
 PROGRESS = "progress.json"
 MANIFEST = "manifest.json"
-
-
-class Corrupt(RuntimeError):
-    """A checkpoint that is not what its manifest says."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +123,28 @@ def verify(run: Run, step: int) -> None:
         manifest = read_json(path / MANIFEST)
         files, owner = dict(manifest["files"]), manifest["run"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Corrupt(f"checkpoint {path} has no readable {MANIFEST}") from error
+        raise Corrupt(run, step, f"has no readable {MANIFEST}") from error
     if owner != _identity(run):
-        raise Corrupt(f"checkpoint {path} is of another run: {owner}")
+        raise Corrupt(run, step, f"is of another run: {owner}")
     for name, digest in files.items():
         if not (path / name).is_file() or _digest(path / name) != digest:
-            raise Corrupt(f"checkpoint {path}: {name} is missing or not what was written")
+            raise Corrupt(run, step, f"is not whole: {name} is missing or not what was written")
+
+
+def discard_corrupt(run: Run, step: int) -> None:
+    """Removes a checkpoint that is not what was written: it is made again, as one that was lost.
+
+    Of a run that is not finished those after it go too, so that it goes on from one before them.
+    """
+    if not run.checkpoint_path(step).exists():
+        return
+    try:
+        verify(run, step)
+    except Corrupt as error:
+        log.warning("%s; it is removed, to be made again", error)
+        for each in reversed(steps(run)):
+            if each == step or (each > step and not run.finished):
+                remove_tree(run.checkpoint_path(each), File.CHECKPOINTS)
 
 
 def load_optimizer(path: Path, policy: Policy, optimizer: Optimizer) -> dict[str, Any]:

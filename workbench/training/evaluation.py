@@ -82,7 +82,7 @@ def count(
         for problem, responses in zip(problems, answers, strict=True)
         for response in responses
     ]
-    said = iter(verdicts(data.verifier, given))
+    said = iter(verdicts(data.verifier, given, engine.get_on))
     return [
         _counted(problem, responses, list(islice(said, len(responses))))
         for problem, responses in zip(problems, answers, strict=True)

@@ -24,8 +24,8 @@ def train(
     """Trains from where the trainer is to the recipe's last step, recording every one.
 
     Raises:
-        Interrupted: `stopping` became true, after a step or in the rollouts of one, which then
-            never began; the checkpoint of the last step is saved.
+        Interrupted: `stopping` became true, after a step or in the rollouts of one or their
+            grading, which then never began; the checkpoint of the last step is saved.
     """
     recipe, progress, kept = trainer.recipe, trainer.progress, kept_steps(trainer, keep)
     stamps = run.rewind(progress.step)
@@ -37,12 +37,13 @@ def train(
         step, tally, before = progress.step + 1, Tally(), progress.tokens
         with tally.timed("time/step"):
             problems, epoch = _problems(trainer, step)
-            with tally.timed("time/rollout"), _stoppable(trainer, run, kept, stopping):
-                rollouts = sample(trainer, problems, step)
-            with tally.timed("time/grade"):
-                sequences = grade(trainer, problems, rollouts)
-                rollout_statistics(sequences, tally)
-                progress.sampled_tokens += sum(len(r.tokens) for rs in rollouts for r in rs)
+            with _stoppable(trainer, run, kept, stopping):
+                with tally.timed("time/rollout"):
+                    rollouts = sample(trainer, problems, step)
+                with tally.timed("time/grade"):
+                    sequences = grade(trainer, problems, rollouts)
+            rollout_statistics(sequences, tally)
+            progress.sampled_tokens += sum(len(r.tokens) for rs in rollouts for r in rs)
             trainer.team.order("update", sequences)
             with tally.timed("time/estimate"):
                 batch = collate(trainer, sequences)
@@ -69,7 +70,7 @@ def train(
 def _stoppable(
     trainer: Trainer, run: Run, kept: Collection[int], stopping: Callable[[], bool]
 ) -> Iterator[None]:
-    """Lets a stop end the rollouts: of a step they take longest, and nothing has changed yet."""
+    """Lets a stop end what is drawn and graded: it takes longest, and nothing has changed yet."""
     engine, done = trainer.engine, trainer.progress.step
     get_on = engine.get_on
 

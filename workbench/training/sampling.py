@@ -34,13 +34,14 @@ def grade(
 ) -> list[Sequence]:
     """All sequences of the step: graded rollouts, and demonstrations where the method uses them.
 
-    `demonstrations` says whether they are taken, in place of the method.
+    `demonstrations` says whether they are taken, in place of the method. What the engine calls when
+    it got further is called between verdicts too.
     """
     demonstrated = trainer.method.needs_demonstrations if demonstrations is None else demonstrations
     policy, limit = trainer.policy, trainer.recipe.sampling.max_tokens
     texts = [[policy.decode(r.tokens) for r in responses] for responses in rollouts]
     given = [(t, p.answer) for p, each in zip(problems, texts, strict=True) for t in each]
-    said = iter(verdicts(trainer.data.verifier, given))
+    said = iter(verdicts(trainer.data.verifier, given, trainer.engine.get_on))
     end = end_id(policy.tokenizer, trainer.data.prompt, policy.end)
     found = []
     for question, (problem, responses) in enumerate(zip(problems, rollouts, strict=True)):

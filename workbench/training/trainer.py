@@ -271,7 +271,7 @@ def kept(run: Run, step: int) -> Path:
 
     Raises:
         FileNotFoundError: it is not there.
-        checkpoint.Corrupt: it is not what its manifest says.
+        Corrupt: it is not what its manifest says.
     """
     path = run.checkpoint_path(step)
     if not path.exists():
