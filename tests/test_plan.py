@@ -248,6 +248,12 @@ def test_demonstrations_must_be_there_for_a_method_that_needs_them(
     validate(study(arm=BASE.using(upge.grpo())))
     with pytest.raises(ValueError, match=r"arm 'arm' .* 'arithmetic' has none.*upge.grpo"):
         validate(study(arm=BASE.using(upge.sft())))
+    some = replace(data, train=(*data.train[:3], *bare.train[3:]))
+    monkeypatch.setattr(loaders, "load", lambda _: some)
+    validate(study(arm=BASE.using(upge.luffy())))
+    validate(study(arm=BASE.using(upge.sft(), questions=3)))
+    with pytest.raises(ValueError, match=r"only 3 have one; use at most questions=3"):
+        validate(study(arm=BASE.using(upge.sft(), questions=4)))
 
 
 def test_the_shipped_model_is_valid() -> None:

@@ -190,6 +190,13 @@ def _check_data(label: str, recipe: Recipe) -> None:
         )
     if recipe.method is not None and recipe.method.needs_demonstrations:
         _check_demonstrations(label, recipe, data)
+        shown = sum(problem.demonstration is not None for problem in data.train)
+        if not recipe.method.samples_rollouts and shown < recipe.questions:
+            raise ValueError(
+                f"arm {label!r} takes {recipe.questions} questions a step and learns of "
+                f"demonstrations alone, but of data {data.name!r} only {shown} have one; use at "
+                f"most questions={shown}"
+            )
 
 
 def _check_problems(label: str, recipe: Recipe, measured: tuple[Measurement, ...]) -> None:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import gc
+import math
 import weakref
 
 import pytest
 import torch
 from steps import by_turns, one_step
 
-from workbench import Data, Optimizer, Recipe, replace, upge, worker
+from workbench import Data, Optimizer, Recipe, Sampling, replace, upge, worker
 from workbench.problems import Verdict
 from workbench.recipe import Measurement
 from workbench.resources import Resources
@@ -329,3 +330,43 @@ def test_what_trained_is_gone_before_anything_is_measured(small, open_run, monke
 def test_a_recipe_without_its_own_data_says_so(trainer_of):
     with pytest.raises(ValueError, match="did you mean arithmetic"):
         trainer_of(Recipe("arithmetic-1m", Data("arithmetics"), upge.sft()))
+
+
+def finite(row):
+    return all(value is None or math.isfinite(value) for key, value in row.items() if "/" in key)
+
+
+@pytest.mark.parametrize("method", ["grpo", "rloo", "dapo", "ppo"])
+def test_a_step_in_which_every_advantage_is_zero_moves_nothing(method, small, open_run):
+    # One token is no answer: of every question all rollouts are wrong.
+    recipe = replace(small, method=upge.NAMED[method](), sampling=Sampling(max_tokens=1), steps=2)
+    run = open_run(recipe)
+    trainer = open_trainer(run, Resources())
+    before = [p.detach().clone() for p in trainer.policy.model.parameters()]
+    train(trainer, run)
+    rows = run.rows()[1:]
+    assert [row["reward/solve_none"] for row in rows] == [1, 1]
+    assert [row["optim/skipped"] for row in rows] == [0, 0]
+    assert all(map(finite, rows))
+    if method != "ppo":  # whose advantage is of the value head too
+        assert [row["optim/gradient_norm"] for row in rows] == [0, 0]
+        assert all(map(torch.equal, before, trainer.policy.model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("method", "shown"), [("sft", "some"), ("luffy", "some"), ("hpt", "some"), ("hpt", "none")]
+)
+def test_a_question_without_a_demonstration_leaves_no_gap_in_a_step(method, shown, small, open_run):
+    run = open_run(replace(small, method=upge.NAMED[method](), steps=2))
+    trainer = open_trainer(run, Resources())
+    without = [
+        p if shown == "some" and place % 3 == 0 else dataclasses.replace(p, demonstration=None)
+        for place, p in enumerate(trainer.data.train)
+    ]
+    trainer.data = dataclasses.replace(trainer.data, train=tuple(without))
+    train(trainer, run)
+    assert all(map(finite, run.rows()))
+    demonstrated = {p.id for p in without if p.demonstration is not None}
+    for row in run.rows(File.QUESTIONS):
+        assert len(row["questions"]) == len(row["alpha"]) == len(row["beta"]) == small.questions
+        assert method != "sft" or demonstrated.issuperset(row["questions"])

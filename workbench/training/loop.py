@@ -91,7 +91,7 @@ def _stoppable(
 
 
 def _problems(trainer: Trainer, step: int) -> tuple[list[Problem], int]:
-    train, recipe = trainer.data.train, trainer.recipe
+    train, recipe = trainer.questions, trainer.recipe
     seed = recipe.data.seed * 1_000_003 + trainer.seed
     indices, epoch = questions_of(step, recipe.questions, len(train), seed)
     return [train[index] for index in indices], epoch

@@ -9,7 +9,7 @@ import torch
 
 from workbench import upge
 from workbench.models import locate
-from workbench.problems import Dataset, Text
+from workbench.problems import Dataset, Problem, Text
 from workbench.recipe import Recipe
 from workbench.records import Run, run_of
 from workbench.resources import Resources
@@ -72,6 +72,13 @@ class Trainer:
         """The recipe's method; only recipes with one are trained."""
         assert isinstance(self.recipe.method, upge.Method)
         return self.recipe.method
+
+    @cached_property
+    def questions(self) -> tuple[Problem, ...]:
+        """What is asked in training: a method without rollouts learns of demonstrations alone."""
+        if self.method.samples_rollouts:
+            return self.data.train
+        return tuple(each for each in self.data.train if each.demonstration is not None)
 
     @cached_property
     def one_pass(self) -> bool:
