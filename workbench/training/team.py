@@ -46,7 +46,7 @@ class Team:
 
     Attributes:
         rank, size: which of how many; the leader is 0.
-        mesh: the devices, where there are several.
+        mesh: the devices, where models are in shards.
         peers: the leader's connections to the others, with their processes.
         stop: set while the leader wants the peers to leave what they are doing.
     """
@@ -206,6 +206,18 @@ def assembled(resources: Resources, serve: Serve) -> Iterator[Team]:
             process.join()
         with suppress(RuntimeError, ValueError):
             dist.destroy_process_group()
+
+
+@contextmanager
+def sharded_alone(resources: Resources) -> Iterator[Team]:
+    """A team of one process that keeps its model as shards all the same.
+
+    It is no faster and takes more memory; it shows what FSDP2 does where there is but one GPU.
+    """
+    try:
+        yield Team(mesh=join(dist.HashStore(), 0, 1, resources))
+    finally:
+        dist.destroy_process_group()
 
 
 def join(store: dist.Store, rank: int, size: int, resources: Resources) -> DeviceMesh:

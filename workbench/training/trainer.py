@@ -223,7 +223,7 @@ def open_checkpoint(
     method = recipe.method
     needs_base = isinstance(method, upge.Method) and method.needs_base
     base = open_policy(recipe, origin, resources).frozen() if needs_base else None
-    copy = policy.frozen() if team.size > 1 and recipe.sampling.engine != "vllm" else None
+    copy = policy.frozen() if team.mesh is not None and recipe.sampling.engine != "vllm" else None
     for each in (policy, base):
         if each is not None:
             team.shard(each.model)
