@@ -251,8 +251,8 @@ def _print_memory(trainer: Trainer) -> None:
     device, shape = device_here(trainer.resources), shape_of(trainer.recipe.base)
     peak = torch.cuda.max_memory_allocated()
     print(f"  the trainer's own peak {peak / GIB:.1f} GiB")
-    if device is None or shape is None:
-        return
+    if device is None or shape is None or trainer.team.mesh is not None:
+        return  # nothing is estimated of shards that one process has all of
     plan = memory(trainer.recipe, trainer.resources, shape, device)
     guess = seconds(trainer.recipe, trainer.resources, shape, device)
     print(f"  estimated {plan.peak / GIB:.1f} GiB with the engine, {guess.rollout_rate:,.0f} and "
