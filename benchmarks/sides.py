@@ -1,7 +1,8 @@
 """Two contestants, each in a process of its own, that take their steps in turn.
 
 What else the machine does it then does to both, and neither finds the other's memory or threads in
-its way. Used by `step.py` and `rollout.py`, which are given the same model and prompts by it.
+its way. Used by `step.py` and `rollout.py`, which are given the same model and prompts by it, and
+by `gpu.py`, which has them take their steps one after the other.
 """
 
 import json
@@ -41,12 +42,14 @@ class Step:
         processor: seconds that its threads computed, which a busy machine draws out less.
         tokens: of all responses.
         parts: seconds of its parts; by kind of operator where it was profiled.
+        allocated: the most bytes of a GPU that its process ever had; 0 without one.
     """
 
     seconds: float
     processor: float
     tokens: int
     parts: dict[str, float]
+    allocated: int
 
     @property
     def per_token(self) -> float:
@@ -72,11 +75,15 @@ class Turns:
 
     def done(self, tokens: int, parts: dict[str, float]) -> None:
         """Stops the clock and reports."""
+        allocated = 0
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            allocated = torch.cuda.max_memory_allocated()
         seconds, processor = time.perf_counter() - self.began, time.process_time() - self.before
         if self.profiler:
             self.profiler.stop()
             parts = _kinds(self.profiler)
-        self.connection.send(Step(seconds, processor, tokens, parts))
+        self.connection.send(Step(seconds, processor, tokens, parts, allocated))
 
 
 def _kinds(profiler: Any) -> dict[str, float]:

@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from sides import DATA, GROUP, PROMPTS, Side, Turns, median, model_in, ratio, shares
+from sides import GROUP, PROMPTS, Side, Turns, median, model_in, ratio, shares
 
-from workbench import Optimizer, Recipe, Resources, Sampling, Validation, upge
+from workbench import Data, Optimizer, Recipe, Resources, Sampling, Validation, upge
 from workbench.problems import Verdict, loaders
 from workbench.problems.verifier import ExactMatch, Verifier
 from workbench.provenance import cores
@@ -50,6 +50,31 @@ class Workload:
     tokens: int
     ends: bool
     graded: bool
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides are given.
+
+    Attributes:
+        model: folder.
+        workload: see there.
+        dtype: of the arithmetic, as a `Recipe` takes it.
+        device: `cpu`, or `auto` for a GPU where there is one.
+        threads: of the processor.
+        questions: prompts a step; each is answered `GROUP` times.
+        rows: responses that TRL learns from at a time.
+        together: tokens of a micro-batch of the workbench; None takes its own.
+    """
+
+    model: str
+    workload: Workload
+    dtype: str
+    device: str = "cpu"
+    threads: int = 1
+    questions: int = PROMPTS
+    rows: int = 64
+    together: int | None = None
 
 
 WORKLOADS = {
@@ -84,9 +109,15 @@ def main() -> None:
     print(f"{cores()} cores, {options.threads} threads, load {os.getloadavg()[0]:.1f}")
     for workload, dtype in itertools.product(options.workloads, options.dtypes):
         with tempfile.TemporaryDirectory() as folder:
-            model = model_in(Path(folder), WORKLOADS[workload].ends)
-            setting = (model, workload, dtype, options.threads)
-            sides = [Side(workbench, *setting), Side(trl, *setting, options.trl_rows)]
+            work = WORKLOADS[workload]
+            setting = Setting(
+                model_in(Path(folder), work.ends),
+                work,
+                DTYPES[dtype],
+                threads=options.threads,
+                rows=options.trl_rows,
+            )
+            sides = [Side(workbench, setting), Side(trl, setting)]
             print(f"{workload} {dtype}: ", end="")
             compare(sides, options.steps)
             if options.profile:
@@ -121,30 +152,35 @@ def profile(sides: list[Side]) -> None:
         print(f"    {name} by operator: {shares(found.parts, found.seconds)}", flush=True)
 
 
-def workbench(turns: Turns, model: str, workload: str, dtype: str, threads: int) -> None:
+def workbench(turns: Turns, setting: Setting) -> None:
     """The workbench's process: its own training loop, records and live statistics and all."""
     from workbench.records import run_of
     from workbench.training.loop import train
     from workbench.training.trainer import open_checkpoint
 
-    torch.set_num_threads(threads)
-    work, steps = WORKLOADS[workload], 10_000
+    torch.set_num_threads(setting.threads)
+    work, steps = setting.workload, 10_000
     recipe = Recipe(
-        model,
-        DATA,
+        setting.model,
+        Data("arithmetic", train=setting.questions),
         upge.dr_grpo(work.tokens),
         steps=steps,
-        questions=PROMPTS,
+        questions=setting.questions,
         rollouts=GROUP,
         sampling=Sampling(max_tokens=work.tokens),
         optimizer=Optimizer(learning_rate=0.0),
         validation=Validation(every=steps, samples=1, problems=1),
-        dtype=DTYPES[dtype],
+        dtype=setting.dtype,
     )
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(Path(folder), recipe, 0)
         run.create(recipe, 0)
-        resources = Resources(device="cpu", threads=threads, checkpoint_every=steps)
+        resources = Resources(
+            device=setting.device,
+            threads=setting.threads,
+            tokens=setting.together,
+            checkpoint_every=steps,
+        )
         trainer = open_checkpoint(run, 0, resources)
         if not work.graded:
             trainer.data = replace(trainer.data, verifier=EverySecond())
@@ -157,7 +193,7 @@ def workbench(turns: Turns, model: str, workload: str, dtype: str, threads: int)
                 reported = trainer.progress.step
                 row = run.rows()[-1]
                 parts = {part: row[f"time/{part}"] for part in PARTS}
-                turns.done(round(row["length/all"] * PROMPTS * GROUP), parts)
+                turns.done(round(row["length/all"] * setting.questions * GROUP), parts)
                 turns.wait()
             return False
 
@@ -165,7 +201,7 @@ def workbench(turns: Turns, model: str, workload: str, dtype: str, threads: int)
         train(trainer, run, stopping=take_turns)
 
 
-def trl(turns: Turns, model: str, workload: str, dtype: str, threads: int, together: int) -> None:
+def trl(turns: Turns, setting: Setting) -> None:
     """TRL's process: `GRPOTrainer` with a callback that takes turns."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -176,8 +212,9 @@ def trl(turns: Turns, model: str, workload: str, dtype: str, threads: int, toget
 
     disable_progress_bar()
 
-    torch.set_num_threads(threads)
-    work, data, steps = WORKLOADS[workload], loaders.load(DATA), 1000
+    torch.set_num_threads(setting.threads)
+    work, steps = setting.workload, 1000
+    data = loaders.load(Data("arithmetic", train=setting.questions))
     tokens: list[int] = []  # of each step
 
     def reward(completions: list[str], completion_ids: Any, answer: Any, **_: Any) -> list[float]:
@@ -203,22 +240,22 @@ def trl(turns: Turns, model: str, workload: str, dtype: str, threads: int, toget
             scale_rewards="none",
             beta=0.0,
             num_generations=GROUP,
-            per_device_train_batch_size=together,
-            gradient_accumulation_steps=PROMPTS * GROUP // together,
+            per_device_train_batch_size=setting.rows,
+            gradient_accumulation_steps=setting.questions * GROUP // setting.rows,
             max_completion_length=work.tokens,
             learning_rate=0.0,
             max_steps=steps,
             shuffle_dataset=False,
             gradient_checkpointing=False,
-            bf16=dtype == "bf16",
-            use_cpu=True,
+            bf16=setting.dtype == "bfloat16",
+            use_cpu=setting.device == "cpu" or not torch.cuda.is_available(),
             report_to="none",
             logging_strategy="no",
             save_strategy="no",
             disable_tqdm=True,
         )
         trainer = GRPOTrainer(
-            model,
+            setting.model,
             reward,
             settings,
             train_dataset=Dataset.from_list(rows * steps),
