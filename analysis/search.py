@@ -16,7 +16,7 @@ from analysis.panel import save, styled
 from analysis.report import Report, write_table
 from analysis.sheet import Entry, Head, Sheet
 from workbench import trials
-from workbench.durable import make_folder
+from workbench.durable import make_folder, sweep
 from workbench.study import Search
 from workbench.trials import Given, Trial, printed
 
@@ -65,6 +65,7 @@ def report(
         )
     folder = root / "reports" / search.name
     make_folder(folder)
+    sweep(folder)
     paths = write_table("trials", trials_sheet(search, found), folder)
     paths += write_table("response", response_sheet(search, found), folder)
     with styled():

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from harness import apart
-from lives import LIVES, STORE, lines, new
+from lives import COMMANDS, LIVES, STORE, lines, new
 from small import make_study, record
 from written import FILES, LIBRARY, calls
 
@@ -91,7 +91,8 @@ def test_every_durable_write_has_points_and_is_killed_at_each() -> None:
         if is_durable(call)
     }
     assert found == WRITES.keys()
-    tables = [*LIVES.values(), *OTHERS.values(), STORE]
+    commands = [points for each in COMMANDS.values() for points in each.values()]
+    tables = [*LIVES.values(), *OTHERS.values(), *commands, STORE]
     killed_at = {point.partition(":")[0].rpartition(".")[0] for table in tables for point in table}
     assert killed_at == {name for names in WRITES.values() for name in names}
 
