@@ -119,7 +119,6 @@ COMMANDS = {
         ],
         "as it reports": [
             *new("tables"),
-            *new("figures"),
             *new("report.html"),
             "mlflow.log_artifacts",
             *new("drawn"),
@@ -129,6 +128,7 @@ COMMANDS = {
         "as it asks and reports": [
             "trials.jsonl.torn:2",
             "trials.jsonl.appended",
+            *new("figures"),
             "tables.written:4",  # the winner has three, then come those of the search
             "figures.written:2",
         ],

@@ -64,8 +64,9 @@ def test_killed_at_random_again_and_again(seed: int, tmp_path: Path, whole: Run)
             break
     assert attempt(run, **SPARSE) == 0
     assert saved == sorted(saved)  # steps never go backward
-    # At most twice the work of the undisturbed run. No test asserts a time: what a machine that is
-    # busy with other things takes says nothing, while the steps taken again are what a kill costs.
+    # Total time at most twice the undisturbed one is asserted as work: every step costs the same, so
+    # that the steps taken again are the time that kills cost, and are counted where a clock would
+    # also measure whatever else the machine does.
     again = len(read_lines(dropped_path(run.path / File.METRICS)))
     assert again <= LONG.steps
     assert_same(run, whole)

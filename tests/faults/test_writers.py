@@ -80,7 +80,7 @@ WRITES = {
 
 def is_durable(call: ast.Call) -> bool:
     owner, _, name = ast.unparse(call.func).rpartition(".")
-    return owner in ("", "durable") and name in DURABLE
+    return owner in ("", "durable", "records") and name in DURABLE
 
 
 def test_every_durable_write_has_points_and_is_killed_at_each() -> None:

@@ -11,11 +11,13 @@ from workbench.tracking import set_defaults
 from workbench.training.policy import load_policy
 
 set_defaults()  # which MLflow reads as it is imported
-for name in ("worker", "training.loop", "training.evaluation", "training.trainer", "search"):
-    importlib.import_module(f"workbench.{name}")
-for name in ("workbench.cli", "workbench.cli_search", "workbench.cli_report", "analysis.report"):
-    importlib.import_module(name)
-for name in ("analysis.search", "analysis.tracked", "mlflow.store.tracking.sqlalchemy_store"):
+for name in (
+    *("workbench.worker", "workbench.training.loop", "workbench.training.evaluation"),
+    *("workbench.training.trainer", "workbench.search", "workbench.cli", "workbench.cli_search"),
+    *("workbench.cli_report", "analysis.report", "analysis.search", "analysis.tracked"),
+    *("matplotlib.backends.backend_pdf", "matplotlib.backends.backend_svg"),
+    "mlflow.store.tracking.sqlalchemy_store",
+):
     importlib.import_module(name)
 torch.set_num_threads(1)
 load_policy(locate("arithmetic-1m"), torch.device("cpu"), "float32", 1.0, False)
