@@ -94,7 +94,8 @@ def test_every_durable_write_has_points_and_is_killed_at_each() -> None:
     commands = [points for each in COMMANDS.values() for points in each.values()]
     tables = [*LIVES.values(), *OTHERS.values(), *commands, STORE]
     killed_at = {point.partition(":")[0].rpartition(".")[0] for table in tables for point in table}
-    assert killed_at == {name for names in WRITES.values() for name in names}
+    asked_of_mlflow = {"mlflow"}  # which the test alone has points for
+    assert killed_at - asked_of_mlflow == {name for names in WRITES.values() for name in names}
 
 
 # --- who writes them ------------------------------------------------------------------------------
