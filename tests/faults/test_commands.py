@@ -97,6 +97,7 @@ def work(job: Job, aside: Path) -> list[str]:
 def give(folder: Path, words: list[str]) -> None:
     """Gives a command in a folder; says what points it passed once it came to its end."""
     os.chdir(folder)
+    os.environ["COLUMNS"] = "1000"  # no line of what is said is broken
     output = os.open("said.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -212,6 +213,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return of
 
 
+def assert_same(who: str, folder: Path, whole: Make) -> None:
+    """Fails, naming what differs, unless the command left what it leaves undisturbed."""
+    mine, other = end_of(folder), end_of(whole(who))
+    assert mine.keys() == other.keys()
+    assert [key for key in mine if mine[key] != other[key]] == []
+
+
 @pytest.mark.parametrize(("who", "when"), [(w, when) for w in COMMANDS for when in COMMANDS[w]])
 def test_killed_at_one_point_after_the_other_it_comes_to_the_same_end(
     who: str, when: str, tmp_path: Path, whole: Make
@@ -220,12 +228,31 @@ def test_killed_at_one_point_after_the_other_it_comes_to_the_same_end(
     for point in COMMANDS[who][when]:
         assert apart(give, tmp_path, words(who, whole), fault=point) == -signal.SIGKILL, point
     assert apart(give, tmp_path, words(who, whole)) == 0, (tmp_path / "said.log").read_text()
-    mine, other = end_of(tmp_path), end_of(whole(who))
-    assert mine.keys() == other.keys()
-    assert [key for key in mine if mine[key] != other[key]] == []
+    assert_same(who, tmp_path, whole)
 
 
 def test_every_point_that_a_command_passes_is_one_to_be_killed_at(whole: Make) -> None:
     passed = {p for who in COMMANDS for p in json.loads((whole(who) / "passed.json").read_text())}
     killed_at = {p for each in COMMANDS.values() for points in each.values() for p in points}
     assert passed == {point.partition(":")[0] for point in killed_at}
+
+
+@pytest.mark.parametrize(
+    ("who", "point"),
+    [
+        ("run", "asked.begun"),
+        ("run", "spec.json.begun"),
+        ("run", "tables.begun"),
+        ("run", "drawn.begun"),
+        ("export", "trials.jsonl.begun"),
+        ("export", "provenance.json.begun"),
+    ],
+)
+def test_a_full_disk_is_told_and_the_command_given_again_comes_to_the_same_end(
+    who: str, point: str, tmp_path: Path, whole: Make
+) -> None:
+    begin(who, tmp_path, whole)
+    assert apart(give, tmp_path, words(who, whole), full=point) == cli.FAILED
+    assert re.search(r"no room for \S+: 0 bytes", (tmp_path / "said.log").read_text())
+    assert apart(give, tmp_path, words(who, whole)) == 0
+    assert_same(who, tmp_path, whole)
