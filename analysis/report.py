@@ -15,7 +15,7 @@ from analysis.panel import draw, save, styled
 from analysis.sheet import Sheet
 from analysis.style import looks
 from analysis.table import Table
-from workbench.durable import new_file, sweep
+from workbench.durable import make_folder, new_file, sweep
 from workbench.identity import nearest
 from workbench.study import Study
 
@@ -94,7 +94,7 @@ def report(
             f"({len(runs.missing)} to train); run it first"
         )
     folder = root / "reports" / study.name
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     sweep(folder.parent)
     shown = [write(each, runs, folder) for each in wanted]
     tests = [each for each in wanted if isinstance(each, Declared)]
@@ -121,7 +121,7 @@ def write_table(name: str, sheet: Sheet, folder: Path) -> list[Path]:
     texts = {"md": sheet.markdown(), "tex": sheet.latex(), "csv": sheet.csv()}
     paths = [folder / f"{name}.{kind}" for kind in texts]
     for path, text in zip(paths, texts.values(), strict=True):
-        _write_text(path, text)
+        _write_text(path, text, "tables")
     return paths
 
 
@@ -147,8 +147,8 @@ def write_figure(figure: Drawing, runs: Runs, folder: Path) -> Shown:
     return Shown(figure, tuple(paths), note=note)
 
 
-def _write_text(path: Path, text: str) -> None:
-    with new_file(path) as handle:
+def _write_text(path: Path, text: str, point: str = "") -> None:
+    with new_file(path, point=point) as handle:
         handle.write(text.encode())
 
 

@@ -16,6 +16,7 @@ from analysis.panel import save, styled
 from analysis.report import Report, write_table
 from analysis.sheet import Entry, Head, Sheet
 from workbench import trials
+from workbench.durable import make_folder, sweep
 from workbench.study import Search
 from workbench.trials import Given, Trial, printed
 
@@ -63,7 +64,8 @@ def report(
             "for); run it first"
         )
     folder = root / "reports" / search.name
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    sweep(folder)
     paths = write_table("trials", trials_sheet(search, found), folder)
     paths += write_table("response", response_sheet(search, found), folder)
     with styled():

@@ -6,7 +6,6 @@ history of its metrics.
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +16,9 @@ import pandas as pd
 from analysis.page import Links
 from analysis.records import with_throughput
 from workbench import plan
-from workbench.durable import new_file
+from workbench.durable import new_folder, sweep
 from workbench.identity import fingerprint, nearest
-from workbench.records import write_json
+from workbench.records import read_json
 from workbench.schema import EVAL_PASS_AT_1, PASS_AT_K, PROBE, File, Tag
 from workbench.study import Study
 from workbench.tracking.store import (
@@ -162,23 +161,19 @@ def _runs(client: "MlflowClient", experiment: str) -> Iterator["Tracked"]:
 def _copy(client: "MlflowClient", run: "Tracked", path: Path) -> None:
     """A run's directory made anew, whole or not at all, unless it is a copy of this very run."""
     stamp = {"run": run.info.run_id, "ended": run.info.end_time}
-    if (path / _STAMP).exists() and json.loads((path / _STAMP).read_text()) == stamp:
+    if (path / _STAMP).exists() and read_json(path / _STAMP) == stamp:
         return
-    hidden = path.with_name(f".{path.name}.copying")
-    shutil.rmtree(hidden, ignore_errors=True)
-    hidden.mkdir(parents=True)
+    sweep(path.parent, f".{path.name}.*")
     there = {each.path for each in client.list_artifacts(run.info.run_id)}
-    for name in COPIED:
-        if name in there:
-            client.download_artifacts(run.info.run_id, name, str(hidden))
-    if File.HISTORY_TABLE not in there:
-        with new_file(hidden / File.HISTORY_TABLE) as handle:
-            _history(client, run).to_parquet(handle)
-    if File.RESULT not in there:
-        write_json(hidden / File.RESULT, {})
-    write_json(hidden / _STAMP, stamp)
-    shutil.rmtree(path, ignore_errors=True)
-    hidden.rename(path)
+    with new_folder(path, "tracked") as folder:
+        for name in COPIED:
+            if name in there:
+                client.download_artifacts(run.info.run_id, name, str(folder))
+        if File.HISTORY_TABLE not in there:
+            _history(client, run).to_parquet(folder / File.HISTORY_TABLE)
+        if File.RESULT not in there:
+            (folder / File.RESULT).write_text("{}")
+        (folder / _STAMP).write_text(json.dumps(stamp))
 
 
 def _history(client: "MlflowClient", run: "Tracked") -> pd.DataFrame:

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 
 from workbench import plan
 from workbench.durable import Fenced
 from workbench.launch import lease
 from workbench.launch.lease import NAME, RUNNER, Lease, refuse_if_held
-from workbench.launch.local import Event, State
+from workbench.launch.local import Event, Launcher, State
 from workbench.plan import Job
 from workbench.recipe import Data, Recipe
-from workbench.records import Held, run_of, write_json
+from workbench.records import Held, dropped_path, read_json, read_lines, run_of, write_json
 from workbench.resources import Resources
+from workbench.schema import WALL_CLOCK, File
 from workbench.studyfile import load
 
 # --- the lease ------------------------------------------------------------------------------------
@@ -180,6 +182,9 @@ except Held:  # the one on the lost node is not dead yet: the launcher waits for
 """
 
 
+NODE = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 2**27}
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes, with little memory, a processor and what Ray takes for a GPU each."""
@@ -192,7 +197,7 @@ def cluster() -> Iterator[Any]:
                 return find(*arguments)
         return find(*arguments)
 
-    find, node = services.get_node, {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 2**27}
+    find = services.get_node
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(services, "get_node", patient)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -204,8 +209,8 @@ def cluster() -> Iterator[Any]:
 
         made = Cluster()
         try:
-            made.add_node(wait=False, include_dashboard=False, **node)
-            made.add_node(wait=False, **node)
+            made.add_node(wait=False, include_dashboard=False, **NODE)
+            made.add_node(wait=False, **NODE)
             made.wait_for_nodes(timeout=600)
             patch.setenv("RAY_ADDRESS", made.address)
             yield made
@@ -303,3 +308,84 @@ def test_the_worker_is_the_same_on_a_cluster(cluster: Any, tmp_path: Path) -> No
     (job,) = plan.jobs(load(tmp_path / "far.py").studies["study"], tmp_path / "mlruns")
     assert job.done
     assert job.run.rows()[-1]["step"] == 2
+
+
+WAITING = '''
+"""Does training survive its node?"""
+from pathlib import Path
+from time import sleep
+
+import torch
+from workbench import Data, Recipe, Resources, Sampling, Study, Validation, upge
+
+
+class Waits(upge.Advantage):
+    "1 for every token, and none beyond the third update while that is closed."
+
+    def __call__(self, batch):
+        while batch.step == 3 and Path(__file__).with_name("closed").exists():
+            sleep(0.02)
+        return torch.ones_like(batch.logprobs)
+
+
+recipe = Recipe("{model}", Data("arithmetic", train=8), steps=6, questions=2, rollouts=2,
+                sampling=Sampling(max_tokens=6), validation=Validation(6, samples=1, problems=1))
+study = Study("lost", [recipe.using(upge.Estimator(advantage=Waits()))], seeds=(0, 1),
+              resources=Resources(device="cpu", checkpoint_every=2))
+'''
+AT = 3  # steps that are recorded while that is closed, the last of them not yet saved
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore")
+def test_training_goes_on_from_its_checkpoint_on_another_node(cluster: Any, tmp_path: Path) -> None:
+    from workbench.launch.ray import RayLauncher
+
+    two_nodes(cluster)
+    file, closed = tmp_path / "lost.py", tmp_path / "closed"
+    file.write_text(WAITING.format(model=tiny_models.qwen(tmp_path / "model")))
+    study = load(file).studies["study"]
+    whole, lost = (plan.jobs(study, tmp_path / name / "mlruns") for name in ("whole", "lost"))
+    for _ in Launcher(whole, study.resources, tmp_path / "whole" / "mlruns").run():
+        pass
+    closed.touch()
+    launcher = RayLauncher(lost, study.resources, tmp_path / "lost" / "mlruns")
+    for _ in launcher.run():
+        if closed.exists() and all(last_step(job) == AT for job in lost):
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+            while all(job.run.held for job in lost):  # its worker dies with it, a little later
+                time.sleep(0.05)
+            closed.unlink()
+    assert not closed.exists()
+    assert launcher.failed == []
+    for job, other in zip(lost, whole, strict=True):
+        assert trained(job) == trained(other)
+    dropped = [read_lines(dropped_path(job.run.path / File.METRICS)) for job in lost]
+    # The one on the lost node went back to what was saved, and no further.
+    assert sorted([row["step"] for row in rows] for rows in dropped) == [[], [AT]]
+    attempts = [len(read_json(job.run.path / File.PROVENANCE)["attempts"]) for job in lost]
+    assert sorted(attempts) == [1, 2]
+
+
+def two_nodes(cluster: Any) -> None:
+    """Adds a node in place of one that was killed."""
+    if not cluster.worker_nodes:
+        cluster.add_node(wait=False, **NODE)
+        cluster.wait_for_nodes(timeout=600)
+
+
+def last_step(job: Job) -> int:
+    rows = job.run.rows()
+    return rows[-1]["step"] if rows else 0
+
+
+def trained(job: Job) -> dict[str, Any]:
+    """What training leaves, but for how long it took."""
+    rows = [
+        {key: value for key, value in row.items() if not key.startswith((*WALL_CLOCK, "timestamp"))}
+        for row in job.run.rows()
+    ]
+    checkpoint = job.run.checkpoint_path(job.recipe.steps)
+    weights = {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
+    assert len(weights) == 2  # the model's and the optimizer's
+    return {"rows": json.dumps(rows), "questions": job.run.rows(File.QUESTIONS), **weights}

@@ -143,7 +143,7 @@ def test_a_name_is_durable_once_it_is_there_or_gone(what, tmp_path, monkeypatch)
 
 def test_a_line_more_needs_no_new_name(tmp_path, monkeypatch):
     durable.append(tmp_path / "lines", b"one\n")
-    monkeypatch.setattr(durable, "sync_directory", lambda _: pytest.fail("for nothing"))
+    monkeypatch.setattr(durable, "sync", lambda _: pytest.fail("for nothing"))
     durable.append(tmp_path / "lines", b"two\n")
 
 

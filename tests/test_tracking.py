@@ -13,11 +13,10 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
-from pyarrow import parquet
+from small import record_probe
 
 from workbench import plan, provenance, upge
 from workbench.plan import Job
@@ -197,7 +196,7 @@ def test_probes_are_shown_once_as_metrics_and_as_a_table(
     finish(job)
     (job.run.path / File.CHECKPOINTS / "step-000003").mkdir(parents=True)
     for number, probe in enumerate(probes):
-        record_probe(job, probe, variance=2.0 + number)
+        record_probe(job.run, probe, variance=2.0 + number)
     mirror(job, study)
     before = stored_points(root)
     found = {key: (value, step) for key, step, _, value, _ in before if key.startswith("probe/")}
@@ -217,22 +216,6 @@ def test_probes_are_shown_once_as_metrics_and_as_a_table(
     monkeypatch.setattr(Mirror, "_is_complete", lambda *_: False)
     mirror(job, study)
     assert stored_points(root) == before
-
-
-def record_probe(job: Job, probe: Probe, variance: float) -> None:
-    """A table as a probe leaves it, of three groups of questions that agree."""
-    same = {"step": probe.step, "distance": probe.distance, "band_low": -1.0, "band_high": 1.0,
-            "solve_rate": 0.5, "questions": 4, "inner": 0.5, "square": 1.0, "truth_square": 1.0,
-            "variance": variance, "within": 1.0}  # fmt: skip
-    rows = [
-        {**same, "mu": mu, "method": method.label, "left_out": left_out}
-        for mu in probe.mu
-        for method in probe.methods
-        for left_out in (-1, 0, 1, 2)
-    ]
-    note = {"sketch_error": "0.01", "reference_sketch_error": "0.02"}
-    with new_file(job.run.probe_path(probe)) as handle:
-        parquet.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(note), handle)
 
 
 # --- replay ---

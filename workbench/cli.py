@@ -491,6 +491,7 @@ def _report_search(file: StudyFile, variable: str, root: Path, source: str | Non
 def _export(options: argparse.Namespace) -> int:
     """Copies every finished run that the reports of a file need, and its searches' trials."""
     from workbench import cli_search, provenance
+    from workbench.durable import make_folder, sweep
     from workbench.records import cells_root
     from workbench.tracking.points import write_compact
 
@@ -502,7 +503,8 @@ def _export(options: argparse.Namespace) -> int:
     for job in jobs:
         if job.run.finished:
             folder = options.to / job.run.path.relative_to(root)
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
+            sweep(folder)
             write_compact(job, folder)
             provenance.share(folder)
             copied[folder] = None

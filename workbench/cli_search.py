@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from workbench import plan, trials
+from workbench.durable import sweep
 from workbench.records import Held, write_lines
 from workbench.schema import File
 from workbench.study import Search, Study
@@ -163,6 +164,7 @@ def export(search: Search, root: Path, to: Path) -> list[plan.Job]:
     found = trials.trials(search, root)
     if not found:
         return []
+    sweep(copied.path)
     write_lines(copied.path / File.TRIALS, record.rows())
     fresh = confirmation(search, found)
     own = [

@@ -112,7 +112,7 @@ def new_file(path: Path, mode: str = "wb", point: str = "") -> Iterator[IO[Any]]
         _refuse_if_fenced(path)
         os.replace(temporary, path)
     fault(f"{point}.renamed")
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -127,17 +127,15 @@ def new_folder(path: Path, point: str) -> Iterator[Path]:
         temporary.mkdir()
         fault(f"{point}.begun")
         yield temporary
-        for file in temporary.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        sync_directory(temporary)
+        for each in (*temporary.rglob("*"), temporary):
+            sync(each)
         fault(f"{point}.written")
         _refuse_if_fenced(path)
         if path.exists():
             remove_tree(path, point)
         os.replace(temporary, path)
     fault(f"{point}.renamed")
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
 def append(path: Path, line: bytes, point: str = "") -> None:
@@ -168,7 +166,7 @@ def append(path: Path, line: bytes, point: str = "") -> None:
             raise
     fault(f"{point}.appended")
     if whole == 0:  # the first line: its file may be new
-        sync_directory(path.parent)
+        sync(path.parent)
 
 
 def remove(path: Path, point: str = "") -> None:
@@ -177,7 +175,7 @@ def remove(path: Path, point: str = "") -> None:
         _refuse_if_fenced(path)
         path.unlink(missing_ok=True)
         fault(f"{point or path.name}.removed")
-        sync_directory(path.parent)
+        sync(path.parent)
 
 
 def remove_tree(path: Path, point: str) -> None:
@@ -187,7 +185,7 @@ def remove_tree(path: Path, point: str) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     os.replace(path, hidden)
     fault(f"{point}.hidden")
-    sync_directory(path.parent)
+    sync(path.parent)
     shutil.rmtree(hidden)
     fault(f"{point}.removed")
 
@@ -198,8 +196,8 @@ def move(source: Path, target: Path, point: str) -> None:
     make_folder(target.parent)
     os.replace(source, target)
     fault(f"{point}.moved")
-    sync_directory(target.parent)
-    sync_directory(source.parent)
+    sync(target.parent)
+    sync(source.parent)
 
 
 def make_folder(path: Path) -> None:
@@ -207,11 +205,11 @@ def make_folder(path: Path) -> None:
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
-        sync_directory(path.parent)
+        sync(path.parent)
 
 
-def sync_directory(path: Path) -> None:
-    """Makes new names in a directory durable, and names that are gone."""
+def sync(path: Path) -> None:
+    """Makes durable what a file holds, or which names are in a directory and which are gone."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

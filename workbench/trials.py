@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from workbench.durable import make_folder
 from workbench.identity import fingerprint, nearest
 from workbench.plan import Job, simplified
 from workbench.plan import jobs as plan_jobs
@@ -101,7 +102,7 @@ class Record:
         Raises:
             Held: another process runs it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         with open(self.path / File.LOCK, "a+") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The fault points that a run's worker passes in its life, and those lives."""
+"""The fault points that a run's worker passes in its life, and those that commands pass."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -93,3 +93,49 @@ BETWEEN: dict[str, Callable[[Run], None]] = {
 def live(life: str, run: Run, **more: Any) -> int:
     """The attempt of that life, as `harness.attempt`."""
     return attempt(run, **ASKED.get(life, {}), **more)
+
+
+# The points that the process of a command passes, by when, each in the order in which one process
+# after the other dies at them.
+COMMANDS = {
+    "run": {
+        "as it takes the store and its runs": [
+            *new(".runner.json"),
+            *new("asked"),
+            *new("spec.json"),
+        ],
+        "as a worker dies": new("failure.json"),
+        "as it makes MLflow's store": STORE[:2],
+        "as it shows its runs": [
+            "mlflow.create_experiment",
+            "mlflow.set_experiment_tag",
+            "mlflow.create_run",
+            "mlflow.log_batch",
+            "mlflow.log_batch:2",
+            "mlflow.log_batch:3",
+            *new("history.parquet"),
+            "mlflow.log_artifacts",
+            "mlflow.set_terminated",
+        ],
+        "as it reports": [
+            *new("tables"),
+            *new("report.html"),
+            "mlflow.log_artifacts",
+            *new("drawn"),
+        ],
+    },
+    "search": {
+        "as it asks and reports": [
+            "trials.jsonl.torn:2",
+            "trials.jsonl.appended",
+            *new("figures"),
+            "tables.written:4",  # the winner has three, then come those of the search
+            "figures.written:2",
+        ],
+    },
+    "export": {
+        "as it copies": [*new("trials.jsonl"), *new("history.parquet"), *new("provenance.json")],
+    },
+    "report": {"as it copies from MLflow": new("tracked")},
+    "report again": {"as it copies anew": ["tracked.hidden", "tracked.removed"]},
+}

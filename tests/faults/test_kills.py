@@ -64,8 +64,9 @@ def test_killed_at_random_again_and_again(seed: int, tmp_path: Path, whole: Run)
             break
     assert attempt(run, **SPARSE) == 0
     assert saved == sorted(saved)  # steps never go backward
-    # At most twice the work of the undisturbed run. No test asserts a time: what a machine that is
-    # busy with other things takes says nothing, while the steps taken again are what a kill costs.
+    # "At most twice the undisturbed time" is asserted of the work: what a kill costs a run, however
+    # long it is, are the steps that are taken again, and a count of them does not move with what
+    # else the machine does, as a clock would.
     again = len(read_lines(dropped_path(run.path / File.METRICS)))
     assert again <= LONG.steps
     assert_same(run, whole)
