@@ -47,6 +47,18 @@ print([name for name in {HEAVY!r} if name in sys.modules])
     assert "worker" not in done.stdout
 
 
+def test_a_worker_starts_without_what_nothing_uses() -> None:
+    code = """
+import importlib.util, sys
+from workbench.worker import _ready
+_ready(1)
+import workbench.training.loop
+print(importlib.util.find_spec("sklearn") is not None, "sklearn" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
 def _custom(kind: str, value: str, module: str = "json") -> str:
     """An estimator with a mask of its own, which has one field, as Python."""
     body = f'{{"__annotations__": {{"f": {kind!r}}}, "__module__": {module!r}}}'

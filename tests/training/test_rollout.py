@@ -17,7 +17,13 @@ from transformers import (
 from workbench import replace, upge
 from workbench.problems import Problem, Verdict
 from workbench.rollout import Request, decoders
-from workbench.rollout.decoders import LlamaDecoder, ModelDecoder, is_small_llama, open_decoder
+from workbench.rollout.decoders import (
+    Buffer,
+    LlamaDecoder,
+    ModelDecoder,
+    is_small_llama,
+    open_decoder,
+)
 from workbench.rollout.engine import Decoding
 from workbench.rollout.transformers_engine import TransformersEngine, draw
 from workbench.training.sequences import Sequence
@@ -124,6 +130,26 @@ def test_the_llama_decoder_gives_the_models_own_logits(name):
             fast.step(tokens)
             own.step(tokens)
         torch.testing.assert_close(fast.logits, own.logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("start", [3, 40, 400])
+def test_a_buffer_gains_room_piece_by_piece_and_holds_what_was_written(start):
+    torch.manual_seed(0)
+    prompts, room = torch.randn(2, 3, start, 4), 50
+    rows, columns = torch.tensor([0, 1, 1]), torch.randn(room, 3, 3, 4)
+    buffer = Buffer(prompts, rows, room)
+    wanted, widths = prompts[rows], set()
+    for index in range(room):
+        if index == 20:
+            kept = torch.tensor([0, 2])
+            buffer.keep(kept)
+            wanted, columns = wanted[kept], columns[:, kept]
+        buffer.append(columns[index])
+        wanted = torch.cat([wanted, columns[index][:, :, None]], dim=2)
+        assert torch.equal(buffer.written, wanted)
+        assert buffer.data.is_contiguous() and not buffer.data[:, :, buffer.used :].any()
+        widths.add(buffer.data.shape[2])
+    assert len(widths) > 1 and max(widths) == start + room
 
 
 def test_which_models_take_the_short_way(policy):

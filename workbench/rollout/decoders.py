@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 PLAIN_ROTARY = ("default", "linear", "llama3")  # angles that do not depend on the length read
 SMALL = 200_000_000  # parameters up to which a second copy of the weights is no burden
+PIECE = 16  # columns that are added to a cache at least, and a share of those there: 1 / 16
 
 
 class Decoder(Protocol):
@@ -104,24 +105,40 @@ def _read(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int) ->
 
 
 class Buffer:
-    """Keys or values [row, head, column, width], written in place up to a fixed width."""
+    """Keys or values [row, head, column, width], written in place, with room for `room` columns.
+
+    The room is added piece by piece: products with what is there run several times faster where
+    it lies end to end than where each row has all of its room.
+
+    Attributes:
+        data: what is written, and then zeros.
+        used: columns that are written.
+    """
 
     def __init__(self, start: Tensor, rows: Tensor, room: int) -> None:
         self.used = start.shape[2]
-        self.data = start.new_empty(len(rows), start.shape[1], self.used + room, start.shape[3])
-        self.data[:, :, : self.used] = start[rows]
+        self.most = self.used + room
+        self.data = start[rows]
 
-    def append(self, column: Tensor) -> Tensor:
-        """Writes one column [row, head, width]; returns all that is there."""
+    @property
+    def written(self) -> Tensor:
+        """The columns that are."""
+        return self.data[:, :, : self.used]
+
+    def append(self, column: Tensor) -> None:
+        """Writes one column [row, head, width]."""
+        if self.used == self.data.shape[2]:
+            rows, heads, used, width = self.data.shape
+            more = min(max(PIECE, used // PIECE), self.most - used)
+            grown = self.data.new_empty(rows, heads, used + more, width)
+            grown[:, :, :used], grown[:, :, used:] = self.data, 0
+            self.data = grown
         self.data[:, :, self.used] = column
         self.used += 1
-        return self.data[:, :, : self.used]
 
     def keep(self, rows: Tensor) -> None:
         """Lets all rows go but these."""
-        kept = self.data.new_empty(len(rows), *self.data.shape[1:])
-        kept[:, :, : self.used] = self.data[rows, :, : self.used]
-        self.data = kept
+        self.data = self.data[rows]
 
 
 # --- any model ------------------------------------------------------------------------------------
@@ -141,8 +158,9 @@ class InPlaceLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        self.keys = self.key_buffer.append(key_states[:, :, 0])
-        self.values = self.value_buffer.append(value_states[:, :, 0])
+        self.key_buffer.append(key_states[:, :, 0])
+        self.value_buffer.append(value_states[:, :, 0])
+        self.keys, self.values = self.key_buffer.written, self.value_buffer.written
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -231,7 +249,7 @@ class LlamaDecoder:
             config.hidden_size // config.num_attention_heads
         )
         self.queries, self.keys = config.num_attention_heads, config.num_key_value_heads
-        self.epsilon = config.rms_norm_eps
+        self.epsilon, self.scale = config.rms_norm_eps, self.width**-0.5
         self.embedding, self.norm = inner.embed_tokens.weight, inner.norm.weight
         self.head = Linear(model.lm_head)
         self.blocks = [
@@ -261,12 +279,13 @@ class LlamaDecoder:
             block.keys.keep(rows)
             block.values.keep(rows)
         self.position = self.position[rows]
-        self.mask = None if self.mask is None else self.mask[rows]
+        self.mask = self.mask if len(self.mask) == 1 else self.mask[rows]
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> None:
         """Feeds one token a row, [row], through the layers written out here."""
         hidden = self.embedding[tokens]
+        self.mask[..., self.blocks[0].keys.used] = 0
         angles = self.cos[self.position, None], self.sin[self.position, None]
         for block in self.blocks:
             heads = block.project(self._normed(hidden, block.norm))
@@ -283,16 +302,13 @@ class LlamaDecoder:
     def _attend(self, heads: Tensor, block: Block, angles: tuple[Tensor, Tensor]) -> Tensor:
         heads = heads.view(len(heads), -1, self.width)
         turned = _rotate(heads[:, : self.queries + self.keys], *angles)
-        keys = block.keys.append(turned[:, self.queries :])
-        values = block.values.append(heads[:, self.queries + self.keys :])
-        attended = functional.scaled_dot_product_attention(
-            turned[:, : self.queries, None],
-            keys,
-            values,
-            attn_mask=None if self.mask is None else self.mask[..., : block.keys.used],
-            enable_gqa=self.queries != self.keys,
-        )
-        return attended.view(len(heads), -1)
+        block.keys.append(turned[:, self.queries :])
+        block.values.append(heads[:, self.queries + self.keys :])
+        keys, values = block.keys.data, block.values.data
+        # Queries that share keys are the rows of one product.
+        queries = turned[:, : self.queries].unflatten(1, (self.keys, -1))
+        scores = torch.add(self.mask[..., : keys.shape[2]], queries @ keys.mT, alpha=self.scale)
+        return (scores.softmax(dim=-1) @ values).view(len(heads), -1)
 
 
 def _angles(inner: Any, columns: int) -> tuple[Tensor, Tensor]:
@@ -308,10 +324,12 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-def _mask(attended: Tensor, source: Tensor, columns: int, dtype: torch.dtype) -> Tensor | None:
-    """What is added to the scores [row, 1, 1, column]; None where no prompt is padded."""
-    if bool(attended.all()):
-        return None
-    bias = torch.zeros(attended.shape, dtype=dtype, device=attended.device)
-    bias = bias.masked_fill(attended == 0, float("-inf"))
-    return functional.pad(bias, (0, columns - bias.shape[1]))[source][:, None, None]
+def _mask(attended: Tensor, source: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores [row, 1, 1, column]; [1, ...] where no prompt is padded.
+
+    Columns after the prompts are shut until they are written.
+    """
+    rows = attended[:1] if bool(attended.all()) else attended[source]
+    closed = functional.pad(rows == 0, (0, columns - rows.shape[1]), value=True)
+    shut = torch.zeros(closed.shape, dtype=dtype, device=closed.device)
+    return shut.masked_fill_(closed, float("-inf"))[:, None, None]

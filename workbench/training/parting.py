@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from workbench.training.layout import Layout
@@ -66,7 +67,7 @@ class _Parts:
 
     def summed(self, values: Tensor) -> Tensor:
         """Sums [..., row] of inputs [..., input] with signs; the inputs where they are kept."""
-        return values @ self.signs.to(values.dtype) if self.inputs else values
+        return functional.linear(values, self.signs.to(values.dtype)) if self.inputs else values
 
     def add(self, left: Tensor, right: Tensor, tokens: Tokens) -> None:
         """Adds the products of the rows of two matrices to the parts that the rows are in."""
@@ -197,8 +198,9 @@ class Parting:
         generator = torch.Generator(self._device).manual_seed(seed)
         for place, added in zip(places, self.parts.split(sizes, dim=1), strict=True):
             place.added = added.unflatten(1, (place.rows, place.columns))
-            place.signs = torch.empty(place.inputs, place.rows, device=self._device)
-            place.signs.random_(0, 2, generator=generator).sub_(0.5).mul_(2 / place.rows**0.5)
+            signs = torch.empty(place.inputs, place.rows, device=self._device)
+            signs.random_(0, 2, generator=generator).sub_(0.5).mul_(2 / place.rows**0.5)
+            place.signs = signs.T.contiguous()  # a product with few columns is slow the other way
 
     @contextmanager
     def watch(self, layout: Layout, parts: Sequence[int]) -> Iterator[None]:

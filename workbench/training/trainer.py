@@ -10,6 +10,7 @@ import torch
 from workbench import upge
 from workbench.models import locate
 from workbench.problems import Dataset, Problem, Text
+from workbench.processes import keep_freed_memory
 from workbench.recipe import Recipe
 from workbench.records import Run, run_of
 from workbench.resources import Resources
@@ -114,6 +115,8 @@ def open_policy(recipe: Recipe, path: str, resources: Resources) -> Policy:
     """The recipe's policy with the weights in a folder."""
     values = recipe.method is not None and recipe.method.needs_values
     device = pick_device(resources.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     temperature = recipe.sampling.temperature
     policy = load_policy(path, device, recipe.dtype, temperature, values, recipe.base)
     policy.logits = resources.logits
