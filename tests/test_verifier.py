@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
 from sympy import srepr
 
-from workbench.problems import ExactMatch, MathMatch, Verdict, extract_boxed, mathematics, verify
+from workbench.problems import (
+    ExactMatch,
+    MathMatch,
+    Verdict,
+    extract_boxed,
+    latex,
+    mathematics,
+    verify,
+)
 from workbench.problems.verifier import LONGEST, choice, final_answer
 
 BENCHMARKS = Path(__file__).parents[1] / "../shared/data/benchmarks"
@@ -294,6 +302,12 @@ WRITTEN = [
     r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\sqrt[3]{2} + \log_2 5", "}x", "w = 3",
     "1,-2,x", "1,333", "1,333,2", "(1,2)", "(3)", "x=y=3", "x=1,2", "x=1,y=2", "1,,2", "x=", "x_1y",
     r"2\sin x, \cos 2x", r"\sqrt2, 3", r"2 \cdot 3 \times 4", "a/bc", "-x^-2", "dx", "(x", "x)",
+    "x^{2}_{3}", "x_{1}^{2} y_1^2", "x^a_b^2", "x^2_3", "x_{a+1}_{2}", "a^{b^{c}}_d + 1", "1;2,3",
+    "x^{2}^{3}", r"1 \pm 2, 3", r"(1 \pm x, 2)", r"w = \pm 3", r"x \in (1,2) \cup \{3\}", "1;2",
+    r"x \notin \{1\}", r"1 \le x < 5", r"x \approx 3.5", "x = y + 1 = 2", "(x,y) = (1,2)", "[1, 2)",
+    "a = 1; b = 2", r"\{x, y\} = 3", r"|x|y|z|", r"\|x\| 2", "(x+1)[y]", "f(x)g(y)", "f(1,2)",
+    r"\int x dx", r"007, .50, 1.", r"x_{\text{max}}^2", r"50\% + 1", r"e^{-t} e_1^2", r"\mathbb{R}",
+    r"\sin^2 x_1", r"\frac{1}{2}^{3}", r"2^3_4", r"\bar{x}_{1}^{2}", "x'", "f^{-1}(x)", "x^(2)",
     *(f"{letter}=3" for letter in "deEinNOSx"),
 ]  # fmt: skip
 
@@ -305,7 +319,7 @@ def read(texts: list[str]) -> list[str]:
 def check_quick(texts: list[str]) -> None:
     quick = read(texts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mathematics, "_Quick", _Latex2Sympy)
+        patch.setattr(latex, "_Quick", _Latex2Sympy)
         assert quick == read(texts)
 
 
@@ -327,9 +341,17 @@ NUMBERS = st.one_of(
 EXPRESSIONS = st.recursive(
     st.one_of(st.integers(0, 99).map(str), st.sampled_from(["x", "y", "n", "e", "\\pi", "0.5"])),
     lambda inner: st.one_of(
-        st.tuples(inner, st.sampled_from(["+", "-", "*", "/", " ", "\\cdot "]), inner).map("".join),
+        st.tuples(
+            inner,
+            st.sampled_from(["+", "-", "*", "/", " ", ",", "=", "\\cdot ", "\\pm ", "\\cup "]),
+            inner,
+        ).map("".join),
         st.tuples(inner, inner).map(lambda of: f"\\frac{{{of[0]}}}{{{of[1]}}}"),
         st.tuples(inner, inner).map(lambda of: f"({of[0]})^{{{of[1]}}}"),
+        st.tuples(inner, st.sampled_from("^_"), inner).map(lambda of: "{}{}{{{}}}".format(*of)),
+        st.tuples(st.sampled_from("(["), inner, inner, st.sampled_from(")]")).map(
+            lambda of: "{}{},{}{}".format(*of)
+        ),
         inner.map(lambda of: f"\\sqrt{{{of}}}"),
         inner.map(lambda of: f"-\\sin({of})"),
     ),
