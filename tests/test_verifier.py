@@ -93,6 +93,8 @@ SAME = [
     ("x+1", "y = 1 + x"),
     ("(x+1)^2", "f(x) = x^2+2x+1"),
     ("y = 1 + x", "x+1"),
+    ("y = 2x", "w = y = 2x"),
+    (r"\text{east}", r"w = \text{east}"),
     (r"90^\circ", "90"),
     (r"\frac{\pi}{2}", "pi/2"),
     (r"\sqrt{2}", "1.414214"),
@@ -132,6 +134,8 @@ DIFFERENT = [
     ("10^{-20}", r"2 \cdot 10^{-20}"),
     ("12", "1.2"),
     ("x = 5", "y = 5"),
+    ("x = 5", "w = y = 5"),
+    ("C", "w = C"),
     ("5", "x = 6"),
     ("x+1", "y = x+2"),
     ("1e-20", "x = 5e-20"),
@@ -283,6 +287,13 @@ def test_golds_of_the_benchmarks_are_known_in_other_forms(form: str) -> None:
     drawn = random.Random(form).sample(every, 300)
     verdicts = [verify(rf"\boxed{{{FORMS[form](gold)}}}", gold) for gold in drawn]
     assert verdicts.count(CORRECT) / len(drawn) >= 0.98
+
+
+@real
+def test_a_gold_that_is_given_a_name_is_known() -> None:
+    every = {gold for name in NAMES for gold in golds(name) if not choice(gold)}
+    assert len(every) > 1000
+    assert [gold for gold in every if verify(rf"\boxed{{w = {gold}}}", gold) is not CORRECT] == []
 
 
 @real

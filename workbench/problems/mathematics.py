@@ -49,7 +49,7 @@ def compare(answer: str, gold: str) -> Verdict:
         return Verdict.UNPARSABLE_GOLD
     if not left:
         return Verdict.UNPARSABLE_ANSWER
-    if _squeezed(left) == _squeezed(right):
+    if _squeezed(right) in (_squeezed(left), _squeezed(_NAMED.sub("", left))):
         return Verdict.CORRECT
     if _is_words(right):
         same = _squeezed(left).lower() == _squeezed(right).lower()
@@ -62,6 +62,7 @@ def compare(answer: str, gold: str) -> Verdict:
     return _compare_parsed(left, right)
 
 
+@lru_cache(maxsize=65536)
 def _compare_parsed(answer: str, gold: str) -> Verdict:
     expected = _parse(gold)
     if expected is None:
@@ -178,6 +179,7 @@ def _number(text: str) -> Fraction | None:
     return -value if found["sign"] == "-" else value
 
 
+_NAMED = re.compile(r"^[A-Za-z] ?=")  # w = 3, and w = f(n) = 2n, are what is named
 _ASSIGNMENT = re.compile(r"([A-Za-z]) ?= ?([^=]+)")
 
 
