@@ -12,7 +12,18 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM as AutoModel
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
-from workbench import Data, Recipe, Resources, Sampling, Study, Validation, presets, replace, upge
+from workbench import (
+    Data,
+    Probe,
+    Recipe,
+    Resources,
+    Sampling,
+    Study,
+    Validation,
+    presets,
+    replace,
+    upge,
+)
 from workbench.cli_estimate import describe
 from workbench.devices import DEVICES, GIB
 from workbench.footprint import (
@@ -168,6 +179,41 @@ def test_an_evaluation_holds_the_whole_policy_beside_the_engine_on_every_process
     assert total(memory(paper(name), shared, PUBLISHED[name], H100).evaluation) < expected / 2
     alone = memory(paper(name).using(None), spread, PUBLISHED[name], H100)
     assert alone.peak == total(alone.evaluation)
+
+
+def test_going_back_holds_a_second_model_for_a_moment() -> None:
+    name, spread = "Qwen/Qwen2.5-Math-7B", replace_resources(LARGE, gpus=8, processes=8)
+    skips = paper(name)
+    undoes = replace(skips, optimizer=replace(skips.optimizer, nonfinite="rollback"))
+    assert memory(skips, spread, PUBLISHED[name], H100).going_back == ()
+    found = memory(undoes, spread, PUBLISHED[name], H100)
+    assert total(found.going_back) == 4 * PARAMETERS[name]  # whole on every process
+    few = replace(undoes, sampling=replace(undoes.sampling, max_tokens=8, engine="transformers"))
+    brief = memory(few, Resources(tokens=8, sequences=1), PUBLISHED[name], H100)
+    assert brief.peak == total(brief.always) + 4 * PARAMETERS[name]
+
+
+def test_a_probe_holds_a_whole_trainer_on_one_gpu_and_a_gradient_more_where_it_moves() -> None:
+    name, spread = "Qwen/Qwen2.5-Math-7B", replace_resources(LARGE, gpus=8, processes=8)
+    recipe, shape = paper(name), PUBLISHED[name]
+    still, moved = Probe((upge.grpo(),)), Probe((upge.grpo(),), distance=4)
+    none, one, far = (
+        memory(recipe, spread, shape, H100, p) for p in ((), (still,), (still, moved))
+    )
+    assert none.probe == ()
+    assert none.peak < H100.memory
+    always, update, rollout = BY_HAND[name]  # of one process
+    assert total(one.probe) / GIB == pytest.approx(always + rollout, abs=0.01)
+    gradient = 4 * PARAMETERS[name] / GIB
+    assert total(far.probe) / GIB == pytest.approx(always + update + gradient, abs=0.01)
+    assert far.peak == total(far.probe) > H100.memory
+
+
+def test_a_plan_says_what_a_probe_takes(tmp_path: Path) -> None:
+    recipe = paper("Qwen/Qwen2.5-Math-1.5B")
+    study = Study("large", {"GRPO": recipe}, resources=LARGE, probes=[Probe((upge.grpo(),))])
+    lines = describe(study, jobs(study, tmp_path), "h100-80gb")
+    assert any(re.match(r" +instead, in a probe: AdamW 11.5 GiB = 8 P", line) for line in lines)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

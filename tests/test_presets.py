@@ -106,13 +106,6 @@ def test_the_setting_is_the_papers(recipe: Recipe) -> None:
     )
 
 
-def test_baselines_have_a_fifth_of_the_learning_rate_and_no_skip() -> None:
-    luffy = presets.baseline_released(MODEL, DATA, upge.luffy(), rollouts=7)
-    assert (luffy.optimizer.learning_rate, luffy.optimizer.skip_above) == (1e-6, None)
-    assert (luffy.rollouts, luffy.optimizer.max_norm) == (7, 1.0)
-    assert RELEASED.optimizer.learning_rate == pytest.approx(5 * luffy.optimizer.learning_rate)
-
-
 def test_the_small_model_has_an_sft_coefficient_of_its_own() -> None:
     small = presets.hpt_released(MODEL, DATA, sft_coefficient=0.3)
     assert term(small, "demonstrations").coefficient == 0.3

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
 from sympy import srepr
 
-from workbench.problems import ExactMatch, MathMatch, Verdict, extract_boxed, mathematics, verify
+from workbench.problems import (
+    ExactMatch,
+    MathMatch,
+    Verdict,
+    extract_boxed,
+    latex,
+    mathematics,
+    verify,
+)
 from workbench.problems.verifier import LONGEST, choice, final_answer
 
 BENCHMARKS = Path(__file__).parents[1] / "../shared/data/benchmarks"
@@ -85,6 +93,8 @@ SAME = [
     ("x+1", "y = 1 + x"),
     ("(x+1)^2", "f(x) = x^2+2x+1"),
     ("y = 1 + x", "x+1"),
+    ("y = 2x", "w = y = 2x"),
+    (r"\text{east}", r"w = \text{east}"),
     (r"90^\circ", "90"),
     (r"\frac{\pi}{2}", "pi/2"),
     (r"\sqrt{2}", "1.414214"),
@@ -124,6 +134,8 @@ DIFFERENT = [
     ("10^{-20}", r"2 \cdot 10^{-20}"),
     ("12", "1.2"),
     ("x = 5", "y = 5"),
+    ("x = 5", "w = y = 5"),
+    ("C", "w = C"),
     ("5", "x = 6"),
     ("x+1", "y = x+2"),
     ("1e-20", "x = 5e-20"),
@@ -278,6 +290,13 @@ def test_golds_of_the_benchmarks_are_known_in_other_forms(form: str) -> None:
 
 
 @real
+def test_a_gold_that_is_given_a_name_is_known() -> None:
+    every = {gold for name in NAMES for gold in golds(name) if not choice(gold)}
+    assert len(every) > 1000
+    assert [gold for gold in every if verify(rf"\boxed{{w = {gold}}}", gold) is not CORRECT] == []
+
+
+@real
 def test_a_gold_is_not_the_answer_to_another_problem() -> None:
     every = sorted({gold for name in NAMES[:-1] for gold in golds(name) if len(gold) < 12})
     drawn = random.Random(0).sample(every, 60)
@@ -294,6 +313,12 @@ WRITTEN = [
     r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\sqrt[3]{2} + \log_2 5", "}x", "w = 3",
     "1,-2,x", "1,333", "1,333,2", "(1,2)", "(3)", "x=y=3", "x=1,2", "x=1,y=2", "1,,2", "x=", "x_1y",
     r"2\sin x, \cos 2x", r"\sqrt2, 3", r"2 \cdot 3 \times 4", "a/bc", "-x^-2", "dx", "(x", "x)",
+    "x^{2}_{3}", "x_{1}^{2} y_1^2", "x^a_b^2", "x^2_3", "x_{a+1}_{2}", "a^{b^{c}}_d + 1", "1;2,3",
+    "x^{2}^{3}", r"1 \pm 2, 3", r"(1 \pm x, 2)", r"w = \pm 3", r"x \in (1,2) \cup \{3\}", "1;2",
+    r"x \notin \{1\}", r"1 \le x < 5", r"x \approx 3.5", "x = y + 1 = 2", "(x,y) = (1,2)", "[1, 2)",
+    "a = 1; b = 2", r"\{x, y\} = 3", r"|x|y|z|", r"\|x\| 2", "(x+1)[y]", "f(x)g(y)", "f(1,2)",
+    r"\int x dx", r"007, .50, 1.", r"x_{\text{max}}^2", r"50\% + 1", r"e^{-t} e_1^2", r"\mathbb{R}",
+    r"\sin^2 x_1", r"\frac{1}{2}^{3}", r"2^3_4", r"\bar{x}_{1}^{2}", "x'", "f^{-1}(x)", "x^(2)",
     *(f"{letter}=3" for letter in "deEinNOSx"),
 ]  # fmt: skip
 
@@ -305,7 +330,7 @@ def read(texts: list[str]) -> list[str]:
 def check_quick(texts: list[str]) -> None:
     quick = read(texts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mathematics, "_Quick", _Latex2Sympy)
+        patch.setattr(latex, "_Quick", _Latex2Sympy)
         assert quick == read(texts)
 
 
@@ -327,9 +352,17 @@ NUMBERS = st.one_of(
 EXPRESSIONS = st.recursive(
     st.one_of(st.integers(0, 99).map(str), st.sampled_from(["x", "y", "n", "e", "\\pi", "0.5"])),
     lambda inner: st.one_of(
-        st.tuples(inner, st.sampled_from(["+", "-", "*", "/", " ", "\\cdot "]), inner).map("".join),
+        st.tuples(
+            inner,
+            st.sampled_from(["+", "-", "*", "/", " ", ",", "=", "\\cdot ", "\\pm ", "\\cup "]),
+            inner,
+        ).map("".join),
         st.tuples(inner, inner).map(lambda of: f"\\frac{{{of[0]}}}{{{of[1]}}}"),
         st.tuples(inner, inner).map(lambda of: f"({of[0]})^{{{of[1]}}}"),
+        st.tuples(inner, st.sampled_from("^_"), inner).map(lambda of: "{}{}{{{}}}".format(*of)),
+        st.tuples(st.sampled_from("(["), inner, inner, st.sampled_from(")]")).map(
+            lambda of: "{}{},{}{}".format(*of)
+        ),
         inner.map(lambda of: f"\\sqrt{{{of}}}"),
         inner.map(lambda of: f"-\\sin({of})"),
     ),

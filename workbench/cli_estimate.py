@@ -22,19 +22,20 @@ def describe(study: Study, jobs: Sequence[Job], on: str | None) -> list[str]:
     if device is None:
         return []
     trained = {j.label: j.recipe for j in jobs if j.recipe.method is not None}
-    most = footprint.largest(trained, study.resources, device)
+    most = footprint.largest(trained, study.resources, device, tuple(study.probes))
     if most is None:
         return [f"no estimate for {study.name}: the shapes of its models are not known here"]
     label, memory = most
     return [
-        *_memory_lines(label, memory, device, _advice(trained, study.resources, device)),
+        *_memory_lines(label, memory, device, _advice(trained, study, device)),
         *_host_lines(trained, jobs, study.resources),
         *_time_lines(trained, jobs, study.resources, device),
     ]
 
 
-def _advice(trained: Mapping[str, Recipe], resources: Resources, device: Device) -> str:
+def _advice(trained: Mapping[str, Recipe], study: Study, device: Device) -> str:
     """The fewest GPUs that one model fits on together, where it does not fit as it is."""
+    resources = study.resources
     for processes in PROCESSES:
         if processes > resources.processes and not resources.engine_apart:
             spread = replace(
@@ -43,7 +44,7 @@ def _advice(trained: Mapping[str, Recipe], resources: Resources, device: Device)
                 processes=processes,
                 tensor_parallel=1,
             )
-            found = footprint.largest(trained, spread, device)
+            found = footprint.largest(trained, spread, device, tuple(study.probes))
             if found is not None and found[1].peak <= device.memory:
                 return (
                     f"Resources(gpus={spread.gpus}, processes={processes}) would take "
@@ -60,7 +61,9 @@ def _memory_lines(label: str, memory: Memory, device: Device, advice: str) -> li
         *_parts("always", memory.always),
         *_parts("in an update", memory.update),
         *_parts("in a rollout", memory.rollout),
+        *_parts("in going back", memory.going_back),
         *_parts("instead, in an evaluation", memory.evaluation),
+        *_parts("instead, in a probe", memory.probe),
         f"  at the peak {memory.peak / GIB:.1f} GiB: {verdict}",
     ]
 

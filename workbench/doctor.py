@@ -128,7 +128,7 @@ def _memory_checks(study: Study) -> list[Check]:
     device = device_here(study.resources)
     if device is None:
         return []
-    found = largest(study.recipes, study.resources, device)
+    found = largest(study.recipes, study.resources, device, tuple(study.probes))
     if found is None:
         return []
     label, memory = found

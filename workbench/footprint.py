@@ -9,7 +9,7 @@ assumptions and were not measured.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from workbench.devices import DEVICES, GIB, Device
 from workbench.models import SHIPPED, shipped
 from workbench.problems.corpus import Corpus
 from workbench.provenance import gpus
-from workbench.recipe import Model, Recipe
+from workbench.recipe import Model, Probe, Recipe
 from workbench.records import read_json
 from workbench.resources import Resources
 from workbench.training.sums import VOCABULARY, sums
@@ -146,20 +146,24 @@ class Memory:
         always: held all through a run.
         update: more while a micro-batch is differentiated.
         rollout: more while responses are drawn, for training or for validation.
+        going_back: more while a step that is not finite is undone, where the recipe says so.
         evaluation: all that is held while what was trained is measured.
+        probe: all that is held while its gradient is measured.
     """
 
     parameters: int
     always: tuple[Line, ...]
     update: tuple[Line, ...]
     rollout: tuple[Line, ...]
+    going_back: tuple[Line, ...]
     evaluation: tuple[Line, ...]
+    probe: tuple[Line, ...]
 
     @property
     def peak(self) -> int:
-        """The most that is held at one time: updates, rollouts and evaluations take turns."""
-        training = total(self.always) + max(total(self.update), total(self.rollout))
-        return max(training, total(self.evaluation))
+        """The most that is held at one time: all but what is always held take turns."""
+        more = max(total(lines) for lines in (self.update, self.rollout, self.going_back))
+        return max(total(self.always) + more, total(self.evaluation), total(self.probe))
 
 
 def total(lines: Sequence[Line]) -> int:
@@ -167,13 +171,19 @@ def total(lines: Sequence[Line]) -> int:
     return sum(line.bytes for line in lines)
 
 
-def memory(recipe: Recipe, resources: Resources, shape: Shape, device: Device | None) -> Memory:
+def memory(
+    recipe: Recipe,
+    resources: Resources,
+    shape: Shape,
+    device: Device | None,
+    probes: Sequence[Probe] = (),
+) -> Memory:
     """What a recipe takes of its GPU, or of a processor where there is none."""
     p, n = shape.parameters, resources.processes
     measured = _engine(recipe, resources, shape, device, resources.sequences)
     evaluation = (Line("the whole policy", 4 * p, "4 P, float32"), *measured)
     if recipe.method is None:
-        return Memory(p, (), (), (), evaluation)
+        return Memory(p, (), (), (), (), evaluation, ())
     over = f" / {n}" if n > 1 else ""
     always = [
         Line("weights", 4 * p // n, f"4 P{over}, float32"),
@@ -191,7 +201,37 @@ def memory(recipe: Recipe, resources: Resources, shape: Shape, device: Device | 
         given = Line("the same, put together of shards", p * _number(recipe), "given to vLLM")
         rollout.insert(1, given)
     update = _update(recipe, resources, shape, device is not None)
-    return Memory(p, tuple(always), tuple(update), tuple(rollout), evaluation)
+    back = [Line("the model of an earlier step", 4 * p, "4 P, whole, copied from and let go")]
+    return Memory(
+        p,
+        tuple(always),
+        tuple(update),
+        tuple(rollout),
+        tuple(back) if recipe.optimizer.nonfinite == "rollback" else (),
+        evaluation,
+        _probe(recipe, resources, shape, device, probes),
+    )
+
+
+def _probe(
+    recipe: Recipe,
+    resources: Resources,
+    shape: Shape,
+    device: Device | None,
+    probes: Sequence[Probe],
+) -> tuple[Line, ...]:
+    """A trainer in one process, however many have trained, as it differentiates or draws; at most.
+
+    A sequence's gradient is whole until it is sketched, beside that of the last update where the
+    policy was moved to a distance. At step 0, at no distance, AdamW has no moments yet.
+    """
+    if not probes:
+        return ()
+    alone = replace(resources, processes=1)
+    trainer = memory(recipe, alone, shape, device)
+    whole = Line("gradient of one sequence", 4 * shape.parameters, "4 P, before it is sketched")
+    differentiated = (*trainer.update, whole) if any(p.distance for p in probes) else trainer.update
+    return (*trainer.always, *max(differentiated, trainer.rollout, key=total))
 
 
 def _parted(recipe: Recipe, shape: Shape) -> Line:
@@ -203,14 +243,17 @@ def _parted(recipe: Recipe, shape: Shape) -> Line:
 
 
 def largest(
-    recipes: Mapping[str, Recipe], resources: Resources, device: Device
+    recipes: Mapping[str, Recipe],
+    resources: Resources,
+    device: Device,
+    probes: Sequence[Probe] = (),
 ) -> tuple[str, Memory] | None:
-    """The recipe that takes most memory in training, by label; None where no shape is known."""
+    """The recipe that takes most memory, by label; None where no shape is known."""
     found: dict[str, Memory] = {}
     for label, recipe in recipes.items():
         shape = shape_of(recipe.base)
         if shape is not None and recipe.method is not None:
-            found[label] = memory(recipe, resources, shape, device)
+            found[label] = memory(recipe, resources, shape, device, probes)
     return max(found.items(), key=lambda pair: pair[1].peak, default=None)
 
 

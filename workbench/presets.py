@@ -21,7 +21,7 @@ from workbench.recipe import Data, Evaluation, Model, Optimizer, Recipe, Samplin
 
 STEPS, QUESTIONS, ROLLOUTS, MAX_TOKENS = 500, 128, 8, 8192
 RANKS = 8  # GPUs, each of which sums the losses of its own sequences
-RATE, BASELINE_RATE = 5e-6, 1e-6
+RATE = 5e-6
 WEIGHT_DECAY = 0.01  # the released code's; the text names none
 NO_CLIP = 1e9  # a gradient norm that is never reached
 
@@ -138,17 +138,6 @@ def hpt_released(
     return _setting(model, data, optimizer).using(
         method, rollouts=rollouts, updates_per_batch=updates_per_batch
     )
-
-
-def baseline_released(
-    model: str | Model, data: Data | Corpus, method: upge.Method, rollouts: int = ROLLOUTS
-) -> Recipe:
-    """Another method in the released setting: a fifth of HPT's learning rate, and no skip.
-
-    LUFFY and SRFT run so there. LUFFY has 7 rollouts, beside which the demonstration is the eighth.
-    """
-    optimizer = Optimizer(BASELINE_RATE, weight_decay=WEIGHT_DECAY)
-    return _setting(model, data, optimizer).using(method, rollouts=rollouts)
 
 
 def _setting(model: str | Model, data: Data | Corpus, optimizer: Optimizer) -> Recipe:

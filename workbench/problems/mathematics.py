@@ -1,4 +1,4 @@
-r"""Compares two mathematical answers; the only file that imports Math-Verify and its LaTeX parser.
+r"""Compares two mathematical answers; the only file that imports Math-Verify.
 
 Cheap comparisons come first (the same text, two plain numbers, words), parsing and algebra last.
 Math-Verify's own timeouts are switched off: they are signals, which work in a main thread only and
@@ -14,13 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from antlr4 import Token
-from antlr4.atn.PredictionMode import PredictionMode
-from latex2sympy2_extended.latex2sympy2 import (
-    NormalizationConfig,
-    _Latex2Sympy,  # what latex2sympy makes anew for every text
-    normalize_latex,
-)
+from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, normalize_latex
 from math_verify.grader import (
     is_assignment_relation,
     is_equation,
@@ -28,10 +22,11 @@ from math_verify.grader import (
     take_last_relation,
 )
 from math_verify.grader import verify as equivalent
-from sympy import Basic, Eq, Expr, FiniteSet, Float, Limit, Pow, Rational, UnevaluatedExpr
+from sympy import Basic, Expr, Float, Limit, Pow, Rational, UnevaluatedExpr
 from sympy.concrete.expr_with_limits import ExprWithLimits
 from sympy.functions.combinatorial.factorials import CombinatorialFunction
 
+from workbench.problems.latex import read
 from workbench.problems.verifier import Verdict
 
 logging.getLogger("math_verify.grader").setLevel(logging.ERROR)  # it warns of absent timeouts
@@ -54,7 +49,7 @@ def compare(answer: str, gold: str) -> Verdict:
         return Verdict.UNPARSABLE_GOLD
     if not left:
         return Verdict.UNPARSABLE_ANSWER
-    if _squeezed(left) == _squeezed(right):
+    if _squeezed(right) in (_squeezed(left), _squeezed(_NAMED.sub("", left))):
         return Verdict.CORRECT
     if _is_words(right):
         same = _squeezed(left).lower() == _squeezed(right).lower()
@@ -67,6 +62,7 @@ def compare(answer: str, gold: str) -> Verdict:
     return _compare_parsed(left, right)
 
 
+@lru_cache(maxsize=65536)
 def _compare_parsed(answer: str, gold: str) -> Verdict:
     expected = _parse(gold)
     if expected is None:
@@ -183,6 +179,7 @@ def _number(text: str) -> Fraction | None:
     return -value if found["sign"] == "-" else value
 
 
+_NAMED = re.compile(r"^[A-Za-z] ?=")  # w = 3, and w = f(n) = 2n, are what is named
 _ASSIGNMENT = re.compile(r"([A-Za-z]) ?= ?([^=]+)")
 
 
@@ -267,61 +264,10 @@ def _parse(text: str) -> Any:
         return None
     try:
         latex = normalize_latex(text, config=_NORMALIZATION)
-        found = _read(latex)
+        found = read(latex, is_real=not should_treat_as_complex(latex))
         return None if found is None or _is_too_large(found) else found
     except Exception:  # the parser raises bare Exceptions
         return None
-
-
-_PLAIN = re.compile(
-    r"(?:[A-Za-z0-9\s+\-*/^._(){}]"
-    r"|\\(?:frac|sqrt|cdot|times|pi|alpha|beta|theta|omega|sin|cos|tan|ln|log)(?![A-Za-z]))+"
-)
-_LIST = re.compile(r"(?!.*\d\s*,\s*\d{3}(?!\d))[^(){}]+(?:,[^(){}]+)+")  # not 1,000
-
-
-class _Quick(_Latex2Sympy):
-    """Reads with less context: several times as fast, and fails rather than reads otherwise.
-
-    What only an expression can be, one letter with its value, and a list of expressions are read
-    by the grammar's rule for expressions at once. Its first rule reads ahead to the end, and again
-    within, to tell them from relations, sets and intervals, which takes most of the time.
-    """
-
-    def create_parser(self, latex_str: str) -> Any:
-        parser = super().create_parser(latex_str)
-        parser._interp.predictionMode = PredictionMode.SLL
-        return parser
-
-    def parse(self, latex_str: str) -> Any:
-        assigned = _ASSIGNMENT.fullmatch(latex_str)
-        if assigned and _PLAIN.fullmatch(assigned[2]):
-            return Eq(*map(self._expression, assigned.groups()), evaluate=False)
-        parts = latex_str.split(",") if _LIST.fullmatch(latex_str) else [latex_str]
-        if not all(_PLAIN.fullmatch(part) for part in parts):
-            return super().parse(latex_str)
-        found = [self._expression(part) for part in parts]
-        return found[0] if len(found) == 1 else FiniteSet(*found)
-
-    def _expression(self, latex: str) -> Any:
-        parser = self.create_parser(latex)
-        tree = parser.expr()
-        if parser.getCurrentToken().type != Token.EOF:
-            raise ValueError(f"{latex} is an expression and more")
-        return self.convert_expr(tree)
-
-
-def _read(latex: str) -> Any:
-    """The expression: read in ANTLR's two stages (SLL, then all of LL for what that cannot).
-
-    Raises:
-        Exception: it cannot be read.
-    """
-    real = not should_treat_as_complex(latex)
-    try:
-        return _Quick(is_real=real).parse(latex)
-    except Exception:
-        return _Latex2Sympy(is_real=real).parse(latex)
 
 
 def _depth(text: str) -> int:
