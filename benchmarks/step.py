@@ -130,9 +130,17 @@ def compare(sides: list[Side], steps: int) -> None:
     """Lets both take their steps in turn, and prints what they took."""
     for side in sides:
         side.take()  # warm-up
-    ours, theirs = zip(*[[side.take() for side in sides] for _ in range(steps)], strict=True)
-    by_processor = ratio(ours, theirs, "processor")
-    print(f"{ratio(ours, theirs):.2f}x ({by_processor:.2f}x in processor seconds)")
+    taken = []
+    for step in range(steps):  # who goes first takes turns as well
+        order = sides[:: 1 if step % 2 == 0 else -1]
+        found = {id(side): side.take() for side in order}
+        taken.append([found[id(side)] for side in sides])
+    ours, theirs = zip(*taken, strict=True)
+    print(f"{ratio(ours, theirs):.2f}x")
+    print(
+        f"    {ratio(ours, theirs, 'processor'):.2f}x in processor seconds, "
+        f"{sides[0].peak / sides[1].peak:.2f} of the memory"
+    )
     for name, found, side in zip(NAMES, (ours, theirs), sides, strict=True):
         seconds = [step.seconds for step in found]
         print(

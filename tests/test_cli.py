@@ -50,8 +50,8 @@ print([name for name in {HEAVY!r} if name in sys.modules])
 def test_a_worker_starts_without_what_nothing_uses() -> None:
     code = """
 import importlib.util, sys
-from workbench.worker import _ready
-_ready(1)
+from workbench.worker import load_torch
+load_torch(1)
 import workbench.training.loop
 print(importlib.util.find_spec("sklearn") is not None, "sklearn" in sys.modules)
 """

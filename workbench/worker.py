@@ -149,7 +149,7 @@ def _complete(
     keep: list[int],
     stopping: _Stopping,
 ) -> None:
-    _ready(resources.threads)
+    load_torch(resources.threads)
     isolation.allow(resources.threads * resources.processes)
     if not run.finished:
         _train(run, resources, keep, stopping)
@@ -168,7 +168,7 @@ def _complete(
     run.forget_failure()
 
 
-def _ready(threads: int) -> None:
+def load_torch(threads: int) -> None:
     """Brings torch, with so many threads, and transformers, without scikit-learn.
 
     Where that is installed, as it is with MLflow, transformers imports it, for speculative decoding
@@ -309,7 +309,7 @@ def _begin_apart(stop: EventOfProcesses) -> None:
 
 
 def _probe_apart(run: Run, resources: Resources, asked: str) -> None:
-    _ready(1)
+    load_torch(1)
     isolation.allow(1)
     (stop,) = _stop_apart
     with run.fenced():  # which its process has claimed

@@ -16,7 +16,7 @@ from transformers import (
 
 from workbench import replace, upge
 from workbench.problems import Problem, Verdict
-from workbench.rollout import Request, decoders
+from workbench.rollout import Request, decoders, transformers_engine
 from workbench.rollout.decoders import (
     Buffer,
     LlamaDecoder,
@@ -202,6 +202,38 @@ def test_responses_do_not_depend_on_what_is_decoded_together(policy, decoder):
     together = engine_of(policy).generate(requests(policy, 6), decoding)
     apart = engine_of(policy, sequences=6).generate(requests(policy, 6), decoding)
     assert [[r.tokens for r in rs] for rs in together] == [[r.tokens for r in rs] for rs in apart]
+
+
+@pytest.mark.parametrize("look", [1, 8])
+def test_prompts_are_read_once_and_finished_responses_leave(policy, decoder, monkeypatch, look):
+    """Of what a token costs: rows go down as responses end, and nothing of it shows in them."""
+    asked, decoding = requests(policy, 6), Decoding(1.0, 1.0, 48)
+    wanted = engine_of(policy).generate(asked, decoding)
+    lengths = [len(r.tokens) for responses in wanted for r in responses]
+    read, rows = [], []
+
+    def opened(*arguments):
+        found = open_decoder(*arguments)
+        take = found.step
+        monkeypatch.setattr(found, "step", lambda t: [rows.append(len(t)), take(t)])
+        return found
+
+    def prompts_of(model, prompts, pad, kept=decoders._read):
+        read.append(len(prompts))
+        return kept(model, prompts, pad)
+
+    monkeypatch.setattr(transformers_engine, "LOOK", {"cpu": look})
+    monkeypatch.setattr(transformers_engine, "open_decoder", opened)
+    monkeypatch.setattr(decoders, "_read", prompts_of)
+    found = engine_of(policy).generate(asked, decoding)
+    assert [[r.tokens for r in rs] for rs in found] == [[r.tokens for r in rs] for rs in wanted]
+    assert read == [len(asked)] and rows[0] == 6 * len(asked)
+    share = transformers_engine.COMPACT_BELOW
+    assert rows[-1] < rows[0]
+    for drawn, there in enumerate(rows, start=1):
+        seen = drawn - drawn % look  # tokens after which it was last seen which rows are live
+        live = sum(length > seen for length in lengths)
+        assert share * there < live <= there
 
 
 def test_finished_responses_end_in_the_end_token_and_others_are_cut(policy, decoder):

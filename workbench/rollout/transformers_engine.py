@@ -16,6 +16,8 @@ from workbench.rollout.decoders import open_decoder
 from workbench.rollout.engine import Decoding, Request, Response
 
 COMPACT_BELOW = 0.75  # share of live rows at which the dead ones leave the cache
+# Tokens after which it is seen which rows are live, by kind of device: a GPU has to be waited for.
+LOOK = {"cpu": 1, "cuda": 8}
 
 
 @dataclass
@@ -74,13 +76,16 @@ class TransformersEngine:
             tokens[position, row] = drawn
             logprobs[position, row] = logprob
             live = live & ~ends[drawn]
-            count = int(live.sum())
-            if count == 0 or position + 1 == decoding.max_tokens:
+            if position + 1 == decoding.max_tokens:
                 break
-            if count <= COMPACT_BELOW * len(live):
-                kept = live.nonzero()[:, 0]
-                decoder.keep(kept)
-                row, drawn, live = row[kept], drawn[kept], live[kept]
+            if (position + 1) % LOOK[device.type] == 0:
+                count = int(live.sum())
+                if count == 0:
+                    break
+                if count <= COMPACT_BELOW * len(live):
+                    kept = live.nonzero()[:, 0]
+                    decoder.keep(kept)
+                    row, drawn, live = row[kept], drawn[kept], live[kept]
             decoder.step(drawn)
         return self._responses(requests, tokens, logprobs)
 
