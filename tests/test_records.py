@@ -147,6 +147,24 @@ def test_a_line_more_needs_no_new_name(tmp_path, monkeypatch):
     durable.append(tmp_path / "lines", b"two\n")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "cannot write: No space left on device (os error 28)",
+        "##### File history.parquet #####\n[Errno 28] No space left on device",
+    ],
+)
+def test_a_full_disk_that_is_told_in_words_is_one(words, tmp_path):
+    """As safetensors does and, for what its threads could not download, MLflow."""
+    with (
+        pytest.raises(durable.DiskFull, match="no room for .*: 5 bytes of it were written"),
+        durable.new_folder(tmp_path / "made", "made") as folder,
+    ):
+        (folder / "part").write_text("bytes")
+        raise RuntimeError(words)
+    assert not list(tmp_path.iterdir())
+
+
 def test_evaluations_have_an_identity_of_their_own(run):
     def paths(evaluation):
         return {run.evaluation_path(m).name for m in evaluation.measurements(("a", "b"), RECIPE)}

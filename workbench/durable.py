@@ -264,11 +264,14 @@ def _discard(path: Path) -> None:
 
 
 def _is_full(error: BaseException) -> bool:
-    """Whether an error means that there is no room; libraries in Rust say it in words only."""
+    """Whether an error means that there is no room; some libraries say it in words only.
+
+    Those in Rust do, and MLflow, whose downloads fail in threads.
+    """
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in codes
-    return any(f"os error {code}" in str(error) for code in codes)
+    return any(f"{said} {code}" in str(error) for said in ("os error", "[Errno") for code in codes)
 
 
 def _size(path: Path) -> int:
