@@ -157,7 +157,7 @@ def test_a_line_more_needs_no_new_name(tmp_path, monkeypatch):
 def test_a_full_disk_that_is_told_in_words_is_one(words, tmp_path):
     """As safetensors does and, for what its threads could not download, MLflow."""
     with (
-        pytest.raises(durable.DiskFull, match="no room for .*: 5 bytes of it were written"),
+        pytest.raises(durable.DiskFull, match=r"no room for .*: 5 bytes of it were written"),
         durable.new_folder(tmp_path / "made", "made") as folder,
     ):
         (folder / "part").write_text("bytes")
