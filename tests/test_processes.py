@@ -43,9 +43,9 @@ def test_a_process_whose_parent_died_before_it_began_does_nothing(tmp_path: Path
 
 FAULTS = """
 import resource, sys, torch
-from workbench.processes import keep_freed_memory
+from workbench.processes import settle_memory
 if sys.argv[1] == "kept":
-    keep_freed_memory()
+    settle_memory()
 def faults():
     for size in (3, 11, 40):
         torch.ones(size, 2**18)  # megabytes

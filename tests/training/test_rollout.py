@@ -1,5 +1,7 @@
 """The transformers engine draws from the model's distribution, whatever is decoded together."""
 
+from threading import get_ident
+
 import pytest
 import torch
 from scipy import stats
@@ -234,6 +236,57 @@ def test_prompts_are_read_once_and_finished_responses_leave(policy, decoder, mon
         seen = drawn - drawn % look  # tokens after which it was last seen which rows are live
         live = sum(length > seen for length in lengths)
         assert share * there < live <= there
+
+
+@pytest.fixture
+def threads():
+    """Sets how many torch has; that is one number for the process."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_threads_that_decode_apart_draw_the_same(policy, decoder, threads, monkeypatch):
+    asked, decoding = requests(policy, 24), Decoding(1.0, 1.0, 32)
+    threads(1)
+    wanted = engine_of(policy).generate(asked, decoding)
+    own = set()
+    monkeypatch.setattr(decoders, "_read", spied(decoders._read, lambda: own.add(get_ident())))
+    threads(3)
+    found = engine_of(policy).generate(asked, decoding)
+    assert torch.get_num_threads() == 3
+    assert len(own) > 1 and get_ident() not in own
+    assert [[r.tokens for r in rs] for rs in found] == [[r.tokens for r in rs] for rs in wanted]
+
+
+def test_what_ends_one_thread_ends_the_call(policy, threads):
+    class Stop(Exception):
+        pass
+
+    calls = []
+
+    def get_on():
+        calls.append(get_ident())
+        if len(calls) > 20:
+            raise Stop
+
+    engine = engine_of(policy)
+    engine.get_on = get_on
+    threads(2)
+    with pytest.raises(Stop):
+        engine.generate(requests(policy, 24), Decoding(1.0, 1.0, 200))
+    assert len(set(calls)) == 2 and len(calls) == 22  # each is told once
+    assert torch.get_num_threads() == 2
+
+
+def spied(function, seen):
+    """A function that says when it is called."""
+
+    def called(*arguments):
+        seen()
+        return function(*arguments)
+
+    return called
 
 
 def test_finished_responses_end_in_the_end_token_and_others_are_cut(policy, decoder):

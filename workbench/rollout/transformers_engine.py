@@ -2,11 +2,14 @@
 
 Every prompt is read once and its keys and values repeated for its samples; finished sequences leave
 the batch. Each request draws from its own random numbers, so that what else is decoded with it
-changes nothing but rounding.
+changes nothing but rounding. So a small model's are decoded apart where there are several threads:
+each keeps a core busy, where the threads of one product wait for each other at every token.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -18,13 +21,16 @@ from workbench.rollout.engine import Decoding, Request, Response
 COMPACT_BELOW = 0.75  # share of live rows at which the dead ones leave the cache
 # Tokens after which it is seen which rows are live, by kind of device: a GPU has to be waited for.
 LOOK = {"cpu": 1, "cuda": 8}
+# Parameters up to which every thread may read them all for rows of its own, and fewest such rows.
+APART, ROWS_APART = 4_000_000, 32
 
 
 @dataclass
 class TransformersEngine:
     """Decodes up to `sequences` responses together, and calls `get_on` before every token.
 
-    `weights`, of a policy that is in shards, are copied into `model` at every call.
+    `weights`, of a policy that is in shards, are copied into `model` at every call. `get_on` may be
+    called from other threads, by one at a time.
     """
 
     model: PreTrainedModel
@@ -33,6 +39,7 @@ class TransformersEngine:
     sequences: int = 512
     get_on: Callable[[], object] = bool
     weights: Callable[[], Iterable[tuple[str, Tensor]]] | None = None
+    _one: Lock = field(default_factory=Lock, init=False)  # thread at a time that gets on
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
@@ -47,13 +54,29 @@ class TransformersEngine:
         # Prompts of similar length together: padding is read at every step.
         order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt))
         for chunk in _chunks(requests, order, self.sequences):
-            found |= zip(chunk, self._decode([requests[i] for i in chunk], decoding), strict=True)
+            found |= zip(chunk, self._answer([requests[i] for i in chunk], decoding), strict=True)
         self.model.train(was_training)
         return [found[index] for index in range(len(requests))]
 
     def close(self) -> None:
         """Nothing: it has no more than the trainer's model."""
 
+    def _answer(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
+        """A chunk's responses, from as many threads as have enough to do."""
+        threads, rows = torch.get_num_threads(), sum(r.samples for r in requests)
+        apart = min(threads, rows // ROWS_APART)
+        if apart < 2 or self.model.device.type != "cpu" or self.model.num_parameters() > APART:
+            return self._decode(requests, decoding)
+        parts = list(_chunks(requests, range(len(requests)), -(-rows // apart)))
+        with ThreadPoolExecutor(apart, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                given = [[requests[i] for i in part] for part in parts]
+                found = list(pool.map(self._decode, given, [decoding] * len(parts)))
+            finally:
+                torch.set_num_threads(threads)  # part of which is one number for all threads
+        return [responses for part in found for responses in part]
+
+    @torch.no_grad()
     def _decode(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
         decoder = open_decoder(
             self.model,
@@ -71,7 +94,8 @@ class TransformersEngine:
         row = torch.arange(noise.shape[1], device=device)  # which response a batch row is
         live = torch.ones_like(row, dtype=torch.bool)
         for position in range(decoding.max_tokens):
-            self.get_on()
+            with self._one:
+                self.get_on()
             drawn, logprob = draw(decoder.logits, noise[position, row], decoding)
             tokens[position, row] = drawn
             logprobs[position, row] = logprob

@@ -10,7 +10,7 @@ import torch
 from workbench import upge
 from workbench.models import locate
 from workbench.problems import Dataset, Problem, Text
-from workbench.processes import keep_freed_memory
+from workbench.processes import settle_memory
 from workbench.recipe import Recipe
 from workbench.records import Run, run_of
 from workbench.resources import Resources
@@ -116,7 +116,7 @@ def open_policy(recipe: Recipe, path: str, resources: Resources) -> Policy:
     values = recipe.method is not None and recipe.method.needs_values
     device = pick_device(resources.device)
     if device.type == "cpu":
-        keep_freed_memory()
+        settle_memory()
     temperature = recipe.sampling.temperature
     policy = load_policy(path, device, recipe.dtype, temperature, values, recipe.base)
     policy.logits = resources.logits
