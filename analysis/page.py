@@ -5,17 +5,19 @@ study or a record is escaped.
 """
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 from analysis.load import Runs, untrained
 from analysis.output import Output
-from analysis.records import attempts
+from analysis.records import attempts, data
 from analysis.sheet import Sheet
 from workbench.plan import Planned, steps_of
+from workbench.problems.contamination import WORDS
 from workbench.study import Study, differences
 
 STYLE = Path(__file__).with_name("page.css")
@@ -71,7 +73,7 @@ def page(runs: Runs, shown: Sequence[Shown], links: Links = Links()) -> str:
         ("figures", "Figures", "".join(map(_figure, figures))),
         ("left-out", "Left out", _list(notes)),
         ("runs", "What was run", _plan(runs) + _arms(runs, links)),
-        ("provenance", "Provenance", _provenance(runs)),
+        ("provenance", "Provenance", _provenance(runs) + _data(runs)),
     ]
     sections = [section for section in sections if section[2]]
     menu = " ".join(f'<a href="#{key}">{title}</a>' for key, title, _ in sections)
@@ -139,11 +141,11 @@ def _table(shown: Shown) -> str:
 
 def _figure(shown: Shown) -> str:
     (svg,) = (path for path in shown.paths if path.suffix == ".svg")
-    data = b64encode(svg.read_bytes()).decode()
+    encoded = b64encode(svg.read_bytes()).decode()
     title = escape(shown.title)
     return (
         f'<figure><figcaption>{title}</figcaption>\n<img alt="{title}" loading="lazy" '
-        f'src="data:image/svg+xml;base64,{data}">\n{_files(shown)}</figure>\n'
+        f'src="data:image/svg+xml;base64,{encoded}">\n{_files(shown)}</figure>\n'
     )
 
 
@@ -247,20 +249,26 @@ def _provenance(runs: Runs) -> str:
     for each in runs.kept:
         for attempt in attempts(each.run):
             counts[_state(attempt)] = counts.get(_state(attempt), 0) + 1
-    rows = "\n".join(
-        f'<tr><td class="number">{number}</td>'
-        + "".join(f'<td class="text">{escape(part)}</td>' for part in state)
-        + "</tr>"
-        for state, number in counts.items()
-    )
     titles = ("Attempts", "Commit", "Devices", "Python", "Packages")
-    heads = "".join(f'<th class="text" scope="col">{title}</th>' for title in titles)
+    return _facts(titles, [(str(number), *state) for state, number in counts.items()], {0})
+
+
+def _facts(titles: Sequence[str], rows: Sequence[Sequence[str]], numbers: Container[int]) -> str:
+    """Rows of plain text under titles, none without rows; `numbers` are columns."""
+    if not rows:
+        return ""
+    sides = ["number" if at in numbers else "text" for at in range(len(titles))]
+    heads = _cells("th", titles, sides, ' scope="col"')
+    body = "\n".join(f"<tr>{_cells('td', row, sides)}</tr>" for row in rows)
     return (
         f'<div class="wide"><table class="facts"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>\n{rows}\n</tbody></table></div>\n"
-        if rows
-        else ""
+        f"<tbody>\n{body}\n</tbody></table></div>\n"
     )
+
+
+def _cells(tag: str, texts: Sequence[str], sides: Sequence[str], more: str = "") -> str:
+    each = zip(texts, sides, strict=True)
+    return "".join(f'<{tag} class="{side}"{more}>{escape(text)}</{tag}>' for text, side in each)
 
 
 def _state(attempt: Mapping[str, object]) -> tuple[str, ...]:
@@ -272,3 +280,38 @@ def _state(attempt: Mapping[str, object]) -> tuple[str, ...]:
     versions = packages.items() if isinstance(packages, dict) else ()
     listed = ", ".join(f"{name} {version}" for name, version in versions)
     return commit + dirty, named, str(attempt.get("python", "")), listed
+
+
+def _data(runs: Runs) -> str:
+    """What every part of the data is and was read from, once however many runs had the same."""
+    found = [datum for each in runs.kept if (datum := data(each.run)) is not None]
+    titles = ("Data", "Part", "Problems", "SHA-256", "Source", "Revision", "Rows", "Left out")
+    overlap = f"Share {WORDS} words in a row with training"
+    rows = dict.fromkeys(row for datum in found for row in _parts(datum))
+    return _facts((*titles, overlap), list(rows), {2, 6, 8})
+
+
+def _parts(datum: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row for each part, training first, and for tables that only demonstrations are from."""
+    parts, name = datum["parts"], str(datum["name"])
+    origins = {origin["part"]: origin for origin in datum["origins"]}
+    shared = {each["suite"]: str(len(each["shared"])) for each in datum["overlap"]}
+    first = [part for part in ("train", "validation", *origins) if part in parts or part in origins]
+    return [
+        (name, part, *_content(parts.get(part)), *_origin(origins.get(part)), shared.get(part, ""))
+        for part in dict.fromkeys([*first, *parts])
+    ]
+
+
+def _content(part: Mapping[str, Any] | None) -> tuple[str, str]:
+    return ("", "") if part is None else (str(part["problems"]), part["sha256"][:12])
+
+
+def _origin(origin: Mapping[str, Any] | None) -> tuple[str, str, str, str]:
+    """Source, revision, rows and those that were left out; nothing of what no table has."""
+    if origin is None:
+        return "", "", "", ""
+    revision = str(origin["revision"] or "")[:12]
+    pinned = "" if origin["pinned"] or not revision else " (not pinned)"
+    left_out = ", ".join(f"{count} {reason}" for reason, count in origin["left_out"].items())
+    return origin["source"], revision + pinned, str(origin["rows"]), left_out

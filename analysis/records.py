@@ -62,3 +62,9 @@ def attempts(run: Run) -> list[Row]:
     """What each attempt at the run was recorded with: code, packages, devices."""
     path = run.path / File.PROVENANCE
     return read_json(path)["attempts"] if path.exists() else []
+
+
+def data(run: Run) -> Row | None:
+    """What the data of a run was when it was begun; None where it was not recorded."""
+    path = run.path / File.DATA
+    return read_json(path) if path.exists() else None

@@ -4,6 +4,7 @@ import re
 import weakref
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,10 +14,12 @@ from transformers import AutoModelForCausalLM as AutoModel
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
 from workbench import (
+    Benchmark,
     Data,
     Probe,
     Recipe,
     Resources,
+    Rows,
     Sampling,
     Study,
     Validation,
@@ -29,6 +32,7 @@ from workbench.devices import DEVICES, GIB
 from workbench.footprint import (
     PUBLISHED,
     Shape,
+    answering,
     memory,
     micro_batch,
     seconds,
@@ -36,7 +40,9 @@ from workbench.footprint import (
     total,
 )
 from workbench.plan import jobs
+from workbench.presets import EVALUATION, PASS_AT_K
 from workbench.problems import published
+from workbench.problems.loaders import size_of
 from workbench.records import run_of
 from workbench.training.layout import Layout
 from workbench.training.parting import Parting, sums_of
@@ -369,6 +375,64 @@ def test_seconds_are_as_worked_out_by_hand() -> None:
     assert found.rollout == pytest.approx(128 * 8 * 8192 / 10_771, rel=1e-3)
     assert found.update_rate == pytest.approx(0.4 * 989e12 / (4 * 3.8802e9 + 0.4667e9), rel=1e-3)
     assert found.update == pytest.approx(128 * 8 * 9216 / 24_745, rel=1e-3)
+
+
+def test_an_evaluation_is_as_worked_out_by_hand() -> None:
+    """As a rollout: 2,048 answers to 30 problems of 8,192 tokens, at the rate of 132 together."""
+    name = "Qwen/Qwen2.5-Math-1.5B"
+    (first, *_) = PASS_AT_K.measurements(PASS_AT_K.suites, paper(name))
+    found = answering(paper(name), first, 30, LARGE, PUBLISHED[name], H100)
+    assert (found.answers, found.tokens) == (61_440, 61_440 * 8192)
+    assert found.seconds == pytest.approx(61_440 * 8192 / 10_771, rel=1e-3)
+    few = answering(paper(name), replace(first, problems=2), 30, LARGE, PUBLISHED[name], H100)
+    assert few.answers == 4096
+    eight = replace_resources(LARGE, gpus=8, processes=8)
+    spread = answering(paper(name), first, 30, eight, PUBLISHED[name], H100)
+    assert spread.seconds == pytest.approx(found.seconds / 8)
+
+
+def test_a_plan_counts_the_evaluations_that_are_left(tmp_path: Path) -> None:
+    """100 problems x 2,048 answers of two arms, of which the base only has to be measured.
+
+    204,800 x 8,192 tokens at 10,771 a second are 43.3 hours; of AIME 2024 it is three tenths.
+    """
+    recipe = paper("Qwen/Qwen2.5-Math-1.5B")
+    arms = {"Base": replace(recipe, method=None), "GRPO": recipe}
+    study = Study("large", arms, evaluation=PASS_AT_K, resources=LARGE)
+    lines = describe(study, jobs(study, tmp_path), "h100-80gb")
+    assert any("204,800 answers, 1,677,721,600 tokens" in line for line in lines)
+    assert left_to_evaluate(lines) == pytest.approx(2 * 43.27, abs=0.2)
+    done = next(job for job in jobs(study, tmp_path) if job.label == "GRPO")
+    path = done.run.evaluation_path(done.measurements[0])
+    path.parent.mkdir(parents=True)
+    path.touch()
+    lines = describe(study, jobs(study, tmp_path), "h100-80gb")
+    assert left_to_evaluate(lines) == pytest.approx((1 + 0.7) * 43.27, abs=0.2)
+
+
+def left_to_evaluate(lines: list[str]) -> float:
+    (found,) = re.findall(r"left to evaluate takes ([\d.]+) GPU hours at most", "\n".join(lines))
+    return float(found)
+
+
+def test_an_evaluation_on_a_table_that_is_not_here_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    suites = (*DATA.suites, Benchmark("mine", Rows("nobody/has-this")))
+    recipe = replace(paper("Qwen/Qwen2.5-Math-1.5B"), data=replace(DATA, suites=suites))
+    evaluation = replace(PASS_AT_K, suites=("aime24", "mine"))
+    study = Study("large", {"GRPO": recipe}, evaluation=evaluation, resources=LARGE)
+    lines = describe(study, jobs(study, tmp_path), "h100-80gb")
+    assert "  evaluation on mine not counted: its table is not here" in lines
+    assert left_to_evaluate(lines) == pytest.approx(0.3 * 43.27, abs=0.1)
+
+
+def test_the_published_sizes_are_those_of_the_papers_evaluation() -> None:
+    """100 problems of AIME and AMC 32 times each and 2,816 others once."""
+    recipe = paper("Qwen/Qwen2.5-Math-1.5B")
+    asked = EVALUATION.measurements(tuple(suite.name for suite in DATA.suites), recipe)
+    assert sum((size_of(DATA, m.suite) or 0) * m.samples for m in asked) == 6016
 
 
 def test_a_pass_of_its_own_for_the_old_policy_takes_its_time() -> None:

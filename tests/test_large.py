@@ -1,7 +1,8 @@
 """The paper's runs on models of its own size: planned anywhere, and dry-run with all but the scale.
 
 A dry run has two random layers of the same architecture, a tokenizer of the same kind, the same
-columns, prompts and suites, two steps, and short answers.
+columns, prompts and suites, six steps, and short answers. It is by the transformers engine in one
+process: vLLM is in training/test_vllm.py, and teams are in training/test_team.py.
 """
 
 import dataclasses
@@ -101,6 +102,20 @@ def test_evaluation_is_the_papers() -> None:
     large_k = measurements(seen, seen.recipes["HPT"])
     assert {(m.suite, m.samples) for m in large_k} == {(suite, 2048) for suite in many}
     assert seen.recipes == main.recipes  # the same checkpoints: nothing is trained for Pass@k
+
+
+def test_pass_at_k_is_drawn_up_to_1024() -> None:
+    for name in ("qwen_1_5b", "qwen_7b"):
+        figure = module_of(name).figure_2
+        assert [figure.ks(m)[-1] for m in figure.study.evaluation.suites] == [1024, 1024, 1024]
+
+
+def test_the_rollouts_of_figures_3_and_4_are_of_255_problems_met_50_times() -> None:
+    module = module_of("qwen_7b")
+    assert module.figure_3.study is module.figure_4.study is module.seen
+    for recipe in module.seen.recipes.values():
+        assert (recipe.data.train, recipe.questions, recipe.steps) == (255, 85, 150)
+        assert recipe.questions * recipe.steps == 50 * recipe.data.train
 
 
 @pytest.mark.parametrize("table", [name for name in TABLES if name != EXCLUSIVE_SOLVES])

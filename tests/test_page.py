@@ -1,7 +1,8 @@
 """The page of a study: whole, self-contained, escaped, and the same twice."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,10 +15,14 @@ from analysis.page import Links, page
 from analysis.report import PAGE
 from analysis.sheet import Entry, Head, Sheet
 from workbench import upge
+from workbench.problems import Dataset, Problem, Suite, Text
+from workbench.problems.contamination import overlaps
+from workbench.problems.problem import Origin, digest
 from workbench.recipe import Data, Evaluation, Optimizer, Recipe
 from workbench.records import run_of, write_json
 from workbench.schema import File
 from workbench.study import Cell, Study
+from workbench.training.data import description
 
 QUESTION = """Is 1 < 2 & "so on"?
 
@@ -149,6 +154,31 @@ def test_arms_are_told_by_what_differs_from_the_untrained_one(tmp_path: Path) ->
     assert "<code>optimizer.learning_rate = 0.25</code>" in text
     assert "<code>method = Method(demonstrations=Estimator(" in text
     assert "<code>optimizer = " not in text  # its field says it
+
+
+def test_provenance_says_what_the_data_was(tmp_path: Path) -> None:
+    """As a run records it: one row a part, what was left out of it, and what training shares."""
+    study = make_study(arms=("base", "SFT"), seeds=(0,))
+    record(study, tmp_path)
+    table = Origin("train", EVIL, "c0ffee" * 7, pinned=True, rows=9, left_out={"twice & more": 2})
+    suite = Origin("test", "test.jsonl", "beef" * 16, pinned=False, rows=1)
+    problems = tuple(Problem(str(n), f"{n}+{n}?", "") for n in range(5))
+    tests = (Suite("test", problems[3:]),)
+    found = Dataset("sums", problems[:4], problems[4:], tests, Text("{question}"))
+    described = description(replace(found, origins=(table, suite)))
+    for each in study.cells:
+        overlap = [asdict(each) for each in overlaps(found)]
+        path = run_of(tmp_path, each.recipe, each.seed).path / File.DATA
+        write_json(path, {**described, "overlap": overlap})
+    rows = re.findall("<tr>(.*?)</tr>", page(loading.runs(study, tmp_path), ()))
+    cells = [re.findall("<td[^>]*>(.*?)</td>", row) for row in rows]
+    assert [row for row in cells if row and row[0] == "sums"] == [
+        ["sums", "train", "4", digest(found.train)[:12], escape(EVIL), "c0ffeec0ffee", "9",
+         "2 twice &amp; more", ""],
+        ["sums", "validation", "1", digest(found.validation)[:12], "", "", "", "", "0"],
+        ["sums", "test", "2", digest(problems[3:])[:12], "test.jsonl", "beefbeefbeef (not pinned)",
+         "1", "", "1"],
+    ]  # fmt: skip
 
 
 def test_the_page_is_the_same_twice(root: Path, study: Study) -> None:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from workbench import footprint
 from workbench import host as machine
 from workbench.devices import DEVICES, GIB, Device
-from workbench.footprint import Line, Memory, Seconds
+from workbench.footprint import Answering, Line, Memory, Seconds
 from workbench.plan import Job, steps_of
+from workbench.problems.loaders import size_of
 from workbench.recipe import Recipe
 from workbench.resources import Resources
 from workbench.study import Study
@@ -30,6 +31,7 @@ def describe(study: Study, jobs: Sequence[Job], on: str | None) -> list[str]:
         *_memory_lines(label, memory, device, _advice(trained, study, device)),
         *_host_lines(trained, jobs, study.resources),
         *_time_lines(trained, jobs, study.resources, device),
+        *_evaluation_lines(jobs, study.resources, device),
     ]
 
 
@@ -103,8 +105,38 @@ def _time_lines(
         f"  update {each.update:,.0f} s at {each.update_rate:,.0f} tokens/s, "
         f"{footprint.UPDATE_EFFICIENCY:.0%} of the peak arithmetic",
         f"  what is left to train takes {hours * resources.gpus:,.0f} GPU hours at most "
-        "(both shares are assumed, not measured; evaluation not counted)",
+        "(both shares are assumed, not measured; validation not counted)",
     ]
+
+
+def _evaluation_lines(jobs: Sequence[Job], resources: Resources, device: Device) -> list[str]:
+    """The run whose evaluation takes longest, and all that is left; decoded as rollouts are."""
+    left: dict[str, list[Answering]] = {}
+    unknown: dict[str, None] = {}
+    for job in jobs:
+        shape = footprint.shape_of(job.recipe.base)
+        for each in job.measurements:
+            if shape is None or job.run.evaluation_path(each).exists():
+                continue
+            problems = size_of(job.recipe.data, each.suite)
+            if problems is None:
+                unknown[each.suite] = None
+            else:
+                found = footprint.answering(job.recipe, each, problems, resources, shape, device)
+                left.setdefault(job.name, []).append(found)
+    lines = [f"  evaluation on {suite} not counted: its table is not here" for suite in unknown]
+    if left:
+        seconds = {name: sum(each.seconds for each in found) for name, found in left.items()}
+        longest = max(seconds, key=lambda name: seconds[name])
+        answers = sum(each.answers for each in left[longest])
+        tokens = sum(each.tokens for each in left[longest])
+        lines += [
+            f"  evaluation of {longest}, which takes longest: {answers:,} answers, {tokens:,} "
+            f"tokens, {seconds[longest]:,.0f} s at {tokens / seconds[longest]:,.0f} tokens/s",
+            "  what is left to evaluate takes "
+            f"{sum(seconds.values()) / HOUR * resources.gpus:,.1f} GPU hours at most",
+        ]
+    return lines
 
 
 def _step(seconds: Seconds) -> float:

@@ -17,7 +17,7 @@ from workbench.devices import DEVICES, GIB, Device
 from workbench.models import SHIPPED, shipped
 from workbench.problems.corpus import Corpus
 from workbench.provenance import gpus
-from workbench.recipe import Model, Probe, Recipe
+from workbench.recipe import Measurement, Model, Probe, Recipe
 from workbench.records import read_json
 from workbench.resources import Resources
 from workbench.training.sums import VOCABULARY, sums
@@ -381,10 +381,8 @@ def seconds(recipe: Recipe, resources: Resources, shape: Shape, device: Device) 
     method = recipe.method
     answers = recipe.questions * recipe.rollouts if method and method.samples_rollouts else 0
     demonstrations = recipe.questions if method and method.needs_demonstrations else 0
-    n = resources.processes  # each draws its share of the answers and learns from its share
-    together = max(1, min(-(-answers // n), _room(recipe, resources, shape, device)))
-    rollout_rate = n * _decode_rate(recipe, resources, shape, device, together)
-    update_rate = n * _update_rate(recipe, resources, shape, device)
+    together, rollout_rate = _drawing(recipe, answers, resources, shape, device)
+    update_rate = resources.processes * _update_rate(recipe, resources, shape, device)
     tokens = (answers + demonstrations) * longest_sequence(recipe) * recipe.epochs_per_batch
     return Seconds(
         answers * recipe.sampling.max_tokens / rollout_rate,
@@ -393,6 +391,51 @@ def seconds(recipe: Recipe, resources: Resources, shape: Shape, device: Device) 
         rollout_rate,
         update_rate,
     )
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What an evaluation on one suite takes at most, when every answer is as long as may be.
+
+    Attributes:
+        answers: that are drawn.
+        tokens: of all of them.
+        rate: tokens a second.
+    """
+
+    answers: int
+    tokens: int
+    rate: float
+
+    @property
+    def seconds(self) -> float:
+        return self.tokens / self.rate
+
+
+def answering(
+    recipe: Recipe,
+    measured: Measurement,
+    problems: int,
+    resources: Resources,
+    shape: Shape,
+    device: Device,
+) -> Answering:
+    """The longest evaluation on a suite of so many problems, decoded as rollouts are."""
+    asked = min(problems, measured.problems or problems)
+    answers = asked * measured.samples
+    sampling = replace(recipe.sampling, max_tokens=measured.max_tokens)
+    drawn = replace(recipe, sampling=sampling)
+    _, rate = _drawing(drawn, answers, resources, shape, device)
+    return Answering(answers, answers * measured.max_tokens, rate)
+
+
+def _drawing(
+    recipe: Recipe, answers: int, resources: Resources, shape: Shape, device: Device
+) -> tuple[int, float]:
+    """Sequences that each process decodes together, and tokens a second of all processes."""
+    n = resources.processes  # each draws its share
+    together = max(1, min(-(-answers // n), _room(recipe, resources, shape, device)))
+    return together, n * _decode_rate(recipe, resources, shape, device, together)
 
 
 def _room(recipe: Recipe, resources: Resources, shape: Shape, device: Device) -> int:

@@ -87,6 +87,7 @@ METRICS = {
         Metric("time/validation", "Validation", "s"),
         Metric("time/step", "Step", "s"),
         Metric("validation/pass_at_1", "Validation accuracy", "share"),
+        Metric("validation/ungradable", "Validation answers that could not be graded", "share"),
         Metric("validation/length", "Validation length", "tokens"),
         Metric("validation/entropy", "Validation entropy", "nats"),
     )

@@ -12,7 +12,7 @@ train it together, on a GPU each. Not run yet; docs/large-models.md has the arit
 """
 
 from analysis import PassAtK, RolloutGrid, dynamics, paper
-from workbench import Resources, Study, presets
+from workbench import Evaluation, Resources, Study, presets
 from workbench.problems import published
 
 MODEL = presets.long_qwen("Qwen/Qwen2.5-Math-7B")
@@ -35,6 +35,12 @@ pass_at_k = Study("qwen-7b-pass-at-k", compared, (0,), presets.PASS_AT_K, resour
 figure_2 = PassAtK("figure-2", pass_at_k, title="Pass@k up to 1,024")
 
 again = presets.paper_arms(MODEL, published.math(train=255), questions=85, steps=150)
-seen = Study("qwen-7b-seen", {label: again[label] for label in SEEN}, resources=RESOURCES)
+# Its figures are of the rollouts of training; one answer to each test problem says how it went.
+seen = Study(
+    "qwen-7b-seen",
+    {label: again[label] for label in SEEN},
+    evaluation=Evaluation(samples=1),
+    resources=RESOURCES,
+)
 figure_3 = RolloutGrid("figure-3", seen, arms=SEEN, title="Training rollout accuracy")
 figure_4 = RolloutGrid("figure-4", seen, "SFT->GRPO", arms=("HPT",), title="HPT minus SFT->GRPO")

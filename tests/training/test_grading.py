@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
+from workbench import Validation, replace
 from workbench.problems import Verdict, Verifier
 from workbench.problems.isolation import graders
 from workbench.recipe import Measurement
@@ -16,7 +17,7 @@ from workbench.resources import Resources
 from workbench.schema import OTHER_VERDICTS
 from workbench.training.evaluation import measure
 from workbench.training.loop import train
-from workbench.training.sampling import grade, sample
+from workbench.training.sampling import grade, sample, validate
 from workbench.training.statistics import rollout_statistics
 from workbench.training.tally import Tally
 from workbench.training.trainer import open_trainer
@@ -55,6 +56,15 @@ def test_an_evaluation_loses_no_verdict(small, trainer_of, open_run) -> None:
     assert [sum(row[name] for name in every) for row in rows] == [9] * 4
     assert [sum(row[name] for row in rows) for name in every] == [6] * 6
     assert sum(row["ungradable"] for row in rows) == 4 * 6
+
+
+def test_validation_counts_what_could_not_be_graded(small, trainer_of) -> None:
+    trainer = trainer_of(replace(small, validation=Validation(every=2, samples=2, problems=3)))
+    trainer.data = dataclasses.replace(trainer.data, verifier=SaysAll())
+    tally = Tally()
+    validate(trainer, tally)
+    assert tally.metrics()["validation/pass_at_1"] == pytest.approx(1 / 6)
+    assert tally.metrics()["validation/ungradable"] == pytest.approx(4 / 6)
 
 
 class Hangs(Verifier):

@@ -46,6 +46,7 @@ RECIPE = Recipe(
 )
 ON_PROCESSOR = Resources(device="cpu", engine_cache=0.25)
 QUESTIONS = ["345+812", "1", "345-(812+170)*999", "008*888+123-456"]
+LONG = "+".join(["345"] * 40)  # longer than a block of the prefix cache, 128 tokens on a processor
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,9 @@ def test_a_nucleus_is_drawn_from_without_log_probabilities(engine, policy, promp
 
 
 def test_after_an_update_it_draws_with_the_new_weights(engine, policy, prompts):
-    asked = requests(prompts, 1)
+    """Also where the beginning of a prompt was kept in the prefix cache under the old ones."""
+    asked = requests([*prompts, policy.encode(f"{LONG}?\n")], 1)
+    assert len(asked[-1].prompt) > 128
     before = tokens_of(engine.generate(asked, GREEDY))
     old = [parameter.detach().clone() for _, parameter in policy.parameters()]
     optimizer = torch.optim.AdamW([p for _, p in policy.parameters()], lr=2e-2, fused=True)

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 from workbench.identity import nearest
+from workbench.problems import published
 from workbench.problems.arithmetic import KINDS, arithmetic
 from workbench.problems.corpus import Corpus, Rows
 from workbench.problems.problem import Dataset, Origin, Problem, Suite
@@ -76,6 +77,19 @@ def outside(data: Data | Corpus) -> dict[str, bool]:
     """
     suites = data.suites if isinstance(data, Corpus) else load(data).suites
     return {suite.name: suite.out_of_distribution for suite in suites}
+
+
+def size_of(data: Data | Corpus, suite: str) -> int | None:
+    """Problems of a test suite, as published or else as in its table; None if that is not here."""
+    if not isinstance(data, Corpus):
+        return next(len(each.problems) for each in load(data).suites if each.name == suite)
+    rows = next(each.rows for each in data.suites if each.name == suite)
+    if rows.source in published.PROBLEMS:
+        return published.PROBLEMS[rows.source]
+    try:
+        return len(_problems(rows, data, suite)[0])
+    except Lacking:
+        return None
 
 
 def kinds(data: Data | Corpus) -> dict[int, str]:

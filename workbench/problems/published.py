@@ -52,6 +52,19 @@ def math(prompt: Prompt = qwen_math(), **changes: object) -> Corpus:
     return _corpus("math", rows, (math500(),), prompt, changes)
 
 
+# Problems of the benchmarks below by their hub names: a plan counts answers where no table is.
+PROBLEMS = {
+    "math-ai/aime24": 30,
+    "math-ai/aime25": 30,
+    "math-ai/amc23": 40,
+    "HuggingFaceH4/MATH-500": 500,
+    "math-ai/minervamath": 272,
+    "math-ai/olympiadbench": 674,
+    "allenai/ai2_arc": 1172,
+    "Idavidrein/gpqa": 198,
+}
+
+
 def benchmarks() -> tuple[Benchmark, ...]:
     """The paper's eight: six in the training distribution, ARC-c and GPQA-Diamond outside of it."""
     inside = (aime24(), aime25(), amc23(), math500(), minerva(), olympiad())

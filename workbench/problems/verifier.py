@@ -98,7 +98,11 @@ class MathMatch(Verifier):
 
 
 def verify(response: str, gold: str) -> Verdict:
-    """Grades a response to a mathematical or multiple choice question; see `MathMatch`."""
+    """Grades a response to a mathematical or multiple choice question; see `MathMatch`.
+
+    In the caller's process and without a limit of time: for responses that are trusted, a few at a
+    time. `isolation.verdicts` grades many with a wall-clock limit each, in processes of its own.
+    """
     return MathMatch()(response, gold)
 
 

@@ -82,7 +82,7 @@ def prompt_of(trainer: Trainer, problem: Problem) -> tuple[int, ...]:
 
 
 def validate(trainer: Trainer, tally: Tally) -> None:
-    """Accuracy on the validation split, over all and by level."""
+    """Accuracy on the validation split, over all and by level, and what could not be graded."""
     plan = trainer.recipe.validation
     problems = trainer.data.validation[: plan.problems]
     counts: list[Count] = count(
@@ -96,6 +96,7 @@ def validate(trainer: Trainer, tally: Tally) -> None:
     )
     for each in counts:
         tally.add("validation/pass_at_1", each.correct, each.samples)
+        tally.add("validation/ungradable", each.ungradable, each.samples)
         tally.add("validation/length", each.tokens, each.samples)
         tally.add("validation/entropy", each.surprisal, each.surprising)
         if each.problem.level:
