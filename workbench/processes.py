@@ -26,7 +26,7 @@ def end_with_parent() -> None:
 
 
 def settle_memory() -> None:
-    """Has glibc keep what is freed for what is made next, and oneDNN keep less.
+    """Has glibc keep what is freed, one store of it for all threads, and oneDNN keep less.
 
     Else the memory of large tensors goes back to the system with each of them, and comes anew, page
     by page, with the next: 5% of a training step on a processor. oneDNN, which multiplies matrices

@@ -25,7 +25,7 @@ from workbench.training.sums import VOCABULARY, sums
 
 # An update measures one in so many of the norms and of the layers wider than the model, the MLP's,
 # which stand for all: 2% and 17% of the square, and most of the work.
-DRAWN = 4
+DRAWN = 8
 
 
 @dataclass(frozen=True)
