@@ -57,10 +57,13 @@ print(faults() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 def test_freed_memory_is_used_again_and_not_asked_for_anew():
-    """A page that is asked for anew is a fault; there are 13,824 in 54 megabytes."""
+    """A page that is asked for anew is a fault; there are 13,824 in 54 megabytes.
+
+    A tensor may find that something small lies where it was, and then it is put elsewhere.
+    """
 
     def faults(how: str) -> int:
         command = [sys.executable, "-c", FAULTS, how]
         return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
-    assert faults("kept") < 100 < 5000 < faults("returned")
+    assert faults("kept") < 4_000 < 10_000 < faults("returned")
