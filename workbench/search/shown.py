@@ -107,7 +107,9 @@ def _drawn(plot: Callable[..., Any], study: optuna.Study, **options: Any) -> Fig
     except (ValueError, RuntimeError) as error:
         log.warning("%s is not drawn: %s", plot.__name__, error)
         return None
-    figure = np.ravel(axes)[0].figure
-    figure.set_size_inches(7, 4)
+    panels = np.ravel(axes)
+    figure = panels[0].figure
+    figure.set_size_inches(max(7, 2.4 * len(panels)), 4)  # the labels of a slice stay apart
+    figure.set_layout_engine("constrained")  # and whole
     pyplot.close(figure)
     return figure
