@@ -17,6 +17,14 @@ def _threads():
 
 
 @pytest.fixture
+def threads():
+    """Sets how many torch has; that is one number for the process."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def small() -> Recipe:
     return Recipe(
         "arithmetic-1m",

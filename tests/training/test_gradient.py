@@ -60,8 +60,9 @@ def test_products_across_streams_are_those_of_independent_questions():
 def keep_whole(trainer, parted=True):
     """Has the trainer measure without sketches: blocks in one pass or in passes of their own."""
     trainer.sketch = Sketch(trainer.policy.model.parameters(), None)
-    assert trainer.parting is not None
-    trainer.parting = Parting(trainer.policy.model, None) if parted else None
+    (lane,) = trainer.lanes
+    assert lane.parting is not None
+    lane.parting = Parting(trainer.policy.model, None) if parted else None
 
 
 @pytest.mark.parametrize(
@@ -123,9 +124,10 @@ def test_sums_with_signs_say_the_same_on_average_and_do_not_depend_on_memory(
         update(trainer, sequences, batch, tally)
         return torch.tensor([tally.metrics()[key] for key in keys], dtype=torch.float64)
 
-    parting, trainer.parting = trainer.parting, Parting(trainer.policy.model, None)
+    (lane,) = trainer.lanes
+    parting, lane.parting = lane.parting, Parting(trainer.policy.model, None)
     exact = moments(0)
-    trainer.parting = parting
+    lane.parting = parting
     found = torch.stack([moments(seed) for seed in range(40)])
     error = found.std(dim=0)
     assert ((found.mean(dim=0) - exact).abs() <= 4 * error / 40**0.5 + 1e-9).all()

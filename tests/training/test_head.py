@@ -5,8 +5,9 @@ import torch
 from transformers import CohereConfig, CohereForCausalLM
 
 from workbench import replace, upge
+from workbench.products import products
 from workbench.resources import Resources
-from workbench.training import policy as policies
+from workbench.training import attention
 from workbench.training.layout import Layout
 from workbench.training.policy import Policy
 from workbench.training.sampling import grade
@@ -67,8 +68,8 @@ def test_attention_by_plain_products_in_bfloat16_is_as_near_the_truth_as_fused(
     small, trainer_of, monkeypatch
 ):
     found = []
-    for dtype, short in (("float32", 0), ("bfloat16", 0), ("bfloat16", policies.SHORT)):
-        monkeypatch.setattr(policies, "SHORT", short)
+    for dtype, short in (("float32", 0), ("bfloat16", 0), ("bfloat16", attention.SHORT)):
+        monkeypatch.setattr(attention, "SHORT", short)
         policy, layout = policy_and_rows(trainer_of, replace(small, dtype=dtype))
         (logprobs, _), gradients = scored(policy, layout, learned=True)
         found.append((logprobs, torch.cat([each.flatten() for each in gradients])))
@@ -89,7 +90,8 @@ def test_layers_in_bfloat16_are_computed_again_as_they_were(small, trainer_of):
 def test_the_small_world_is_computed_at_once_bit_for_bit(small, trainer_of):
     policy, layout = policy_and_rows(trainer_of, small)
     found = policy.score(layout, entropy=True)
-    logits = policy.model(**layout.inputs).logits
+    with products(policy.device, policy.dtype):
+        logits = policy.model(**layout.inputs).logits
     chosen = logits.gather(2, layout.targets[:, :, None])[:, :, 0]
     logprobs = logits - logits.logsumexp(2, keepdim=True)
     entropy = -(logprobs.exp() * logprobs).sum(2)

@@ -8,6 +8,7 @@ import transformers
 from torch import Tensor, nn
 
 from workbench.problems import Problem, Verdict
+from workbench.products import ROWS
 from workbench.resources import LOGITS
 from workbench.training.attention import FAMILIES, read_rows
 from workbench.training.layout import AGAIN, PASS, Layout, micro_batches, pack, pad
@@ -118,8 +119,12 @@ def test_recomputed_layers_read_the_same_rows() -> None:
 @pytest.mark.parametrize(
     ("name", "tokens"), [("prompts of their own", 33), ("prompts shared", 65), ("apart", 72)]
 )
-def test_a_shared_prompt_is_laid_out_once_and_nothing_is_padded(name: str, tokens: int) -> None:
-    assert pack(TABLE[name], 0, CPU).ids.shape == (1, tokens)
+def test_a_shared_prompt_is_laid_out_once_and_the_end_alone_is_filled(
+    name: str, tokens: int
+) -> None:
+    layout = pack(TABLE[name], 7, CPU)
+    assert layout.ids.shape == (1, -(-tokens // ROWS) * ROWS)
+    assert layout.ids[0, tokens:].eq(7).all() and not layout.ids[0, :tokens].eq(7).all()
 
 
 # --- the parts of a gradient ----------------------------------------------------------------------
@@ -230,9 +235,9 @@ def test_packed_rows_fill_their_micro_batches_question_by_question(tokens: int) 
     assert [sequences[row].question for row in order] == sorted(q for q, _, _ in lengths)
 
     def needed(rows: list[int]) -> float:
-        prompts = {sequences[row].prompt for row in rows}
-        again = sum(len(sequences[row].prompt) for row in rows) - sum(map(len, prompts))
-        return pack([sequences[row] for row in rows], 0, CPU).ids.numel() + AGAIN * again
+        once = sum(map(len, {sequences[row].prompt for row in rows}))
+        again = sum(len(sequences[row].prompt) for row in rows) - once
+        return once + AGAIN * again + sum(len(sequences[row].response) for row in rows)
 
     assert all(len(group) == 1 or needed(group) <= tokens for group in groups)
     # No group has room for the row that begins the next.

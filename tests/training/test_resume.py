@@ -19,19 +19,21 @@ from workbench.training.trainer import open_trainer
 EVERY_STEP = Resources(checkpoint_every=1)
 
 
-@pytest.mark.parametrize(("method", "updates"), [("hpt", 1), ("hpt", 2), ("ppo", 2)])
-def test_kill_and_resume_is_bit_identical(method, updates, small, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "updates", "threads"), [("hpt", 1, 1), ("hpt", 2, 2), ("ppo", 2, 1), ("grpo", 1, 2)]
+)
+def test_kill_and_resume_is_bit_identical(method, updates, threads, small, tmp_path):
     recipe = replace(small, method=upge.NAMED[method](), updates_per_batch=updates)
     whole, killed = Run(tmp_path / "a/cells/x/seed-0"), Run(tmp_path / "b/cells/x/seed-0")
     for run in (whole, killed):
         run.create(recipe, 0)
-    assert worker(whole).wait() == 0
+    assert worker(whole, threads=threads).wait() == 0
     for step in (1, 3):
-        process = worker(killed)
+        process = worker(killed, threads=threads)
         wait_for_step(killed, step, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert worker(killed).wait() == 0
+    assert worker(killed, threads=threads).wait() == 0
     assert_same_end(whole, killed, recipe.steps)
 
 

@@ -238,14 +238,6 @@ def test_prompts_are_read_once_and_finished_responses_leave(policy, decoder, mon
         assert share * there < live <= there
 
 
-@pytest.fixture
-def threads():
-    """Sets how many torch has; that is one number for the process."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def test_threads_that_decode_apart_draw_the_same(policy, decoder, threads, monkeypatch):
     asked, decoding = requests(policy, 24), Decoding(1.0, 1.0, 32)
     threads(1)

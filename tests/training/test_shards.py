@@ -6,9 +6,15 @@ import pytest
 from alike import ALONE, assert_as_alone, assert_same, one_update
 from torch.distributed.tensor import DTensor
 
-from workbench import replace, upge
+from workbench import products, replace, upge
 from workbench.training.team import Team, sharded_alone
 from workbench.training.trainer import open_trainer
+
+
+@pytest.fixture(autouse=True)
+def _torchs_own_products(monkeypatch):
+    """Those of shards are: what a whole model does is to differ by nothing else."""
+    monkeypatch.setattr(products, "by_onednn", lambda: False)
 
 
 @pytest.fixture(scope="module")

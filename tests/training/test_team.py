@@ -9,7 +9,7 @@ from alike import ALONE, DIFFERENCES, assert_as_alone, assert_same, one_update, 
 from pyarrow import parquet
 from safetensors.torch import load_file
 
-from workbench import replace, upge
+from workbench import products, replace, upge
 from workbench.recipe import Measurement
 from workbench.records import Interrupted, run_of
 from workbench.rollout import Request
@@ -40,6 +40,12 @@ KINDS = {
 ALL = [
     name if name in KINDS else pytest.param(name, marks=pytest.mark.integration) for name in METHODS
 ]
+
+
+@pytest.fixture(autouse=True)
+def _torchs_own_products(monkeypatch):
+    """Those of shards are: what a whole model does is to differ by nothing else."""
+    monkeypatch.setattr(products, "by_onednn", lambda: False)
 
 
 @pytest.fixture(scope="module", params=SIZES)

@@ -7,8 +7,8 @@ each keeps a core busy, where the threads of one product wait for each other at 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 
 import torch
@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 
 from workbench.rollout.decoders import open_decoder
 from workbench.rollout.engine import Decoding, Request, Response
+from workbench.threads import at_once, threads_for
 
 COMPACT_BELOW = 0.75  # share of live rows at which the dead ones leave the cache
 # Tokens after which it is seen which rows are live, by kind of device: a GPU has to be waited for.
 LOOK = {"cpu": 1, "cuda": 8}
-# Parameters up to which every thread may read them all for rows of its own, and fewest such rows.
-APART, ROWS_APART = 4_000_000, 32
+ROWS_APART = 32  # fewest that a thread decodes apart
 
 
 @dataclass
@@ -63,17 +63,11 @@ class TransformersEngine:
 
     def _answer(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
         """A chunk's responses, from as many threads as have enough to do."""
-        threads, rows = torch.get_num_threads(), sum(r.samples for r in requests)
-        apart = min(threads, rows // ROWS_APART)
-        if apart < 2 or self.model.device.type != "cpu" or self.model.num_parameters() > APART:
-            return self._decode(requests, decoding)
-        parts = list(_chunks(requests, range(len(requests)), -(-rows // apart)))
-        with ThreadPoolExecutor(apart, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            try:
-                given = [[requests[i] for i in part] for part in parts]
-                found = list(pool.map(self._decode, given, [decoding] * len(parts)))
-            finally:
-                torch.set_num_threads(threads)  # part of which is one number for all threads
+        rows = sum(r.samples for r in requests)
+        apart = max(1, min(threads_for(self.model), rows // ROWS_APART))
+        parts = _chunks(requests, range(len(requests)), -(-rows // apart))
+        given = [[requests[i] for i in part] for part in parts]
+        found = at_once(partial(self._decode, decoding=decoding), given)
         return [responses for part in found for responses in part]
 
     @torch.no_grad()

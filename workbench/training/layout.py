@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.products import ROWS
 from workbench.training.sequences import Sequence
 
 # What a pass costs beside its tokens, in micro-batches of the size that resources say.
@@ -79,12 +80,6 @@ class Layout:
         return self.trained.shape[1]
 
     @property
-    def longest(self) -> int:
-        """Columns of the widest call of attention."""
-        shapes = self.rows.shapes if self.rows is not None else [tuple(self.ids.shape)]
-        return max(columns for _, columns in shapes)
-
-    @property
     def inputs(self) -> dict[str, Any]:
         """What the model's forward is called with."""
         given = {"input_ids": self.ids, "logits_to_keep": self.kept, "use_cache": False}
@@ -133,7 +128,10 @@ def pad(sequences: Many[Sequence], filler: int, device: torch.device) -> Layout:
 
 
 def pack(sequences: Many[Sequence], filler: int, device: torch.device) -> Layout:
-    """One line of all sequences, in which a prompt that a question's begin with is there once."""
+    """One line of all sequences, in which a prompt that a question's begin with is there once.
+
+    It is filled up to a length that comes again, for the sake of the libraries that multiply.
+    """
     if len(sequences) == 1:
         return pad(sequences, filler, device)
     ids: list[int] = []
@@ -155,6 +153,10 @@ def pack(sequences: Many[Sequence], filler: int, device: torch.device) -> Layout
         kept += [prompt[-1], *response[:-1]]
         spans.append((prompt, response))
         columns.append(len(ids) - before)
+    more = -len(ids) % ROWS
+    ids += [filler] * more
+    positions += [0] * more
+    columns[-1] += more  # which nobody reads: no gradient comes from there
     trained = trained_tokens(sequences)
     begins = list(accumulate((len(s.response) for s in sequences), initial=0))[:-1]
     place = torch.tensor(begins)[:, None] + torch.arange(trained.shape[1])

@@ -71,12 +71,9 @@ class _Parts:
 
     def add(self, left: Tensor, right: Tensor, tokens: Tokens) -> None:
         """Adds the products of the rows of two matrices to the parts that the rows are in."""
-        left, right = left.flatten(0, -2).to(right.dtype), right.flatten(0, -2)
+        left, right = left.flatten(0, -2).float(), right.flatten(0, -2).float()
         for part, here in tokens.among(len(right)):
-            if right.dtype == torch.float32:
-                self.added[part].addmm_(left[here].T, right[here])
-            else:
-                self.added[part] += left[here].T @ right[here]
+            self.added[part].addmm_(left[here].T, right[here])
 
 
 @dataclass

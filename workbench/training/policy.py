@@ -3,13 +3,12 @@
 import copy
 from collections.abc import Sequence as Many
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from workbench.products import products
 from workbench.recipe import Model
 from workbench.resources import LOGITS
 from workbench.training.attention import NAME as ROWS
@@ -27,14 +27,11 @@ from workbench.training.attention import read_rows
 from workbench.training.head import Reading, input_of, left_out, read_in_parts
 from workbench.training.layout import Layout, micro_batches, pack, pad
 from workbench.training.sequences import Sequence
-from workbench.training.team import whole
+from workbench.training.team import in_shards, whole
 from workbench.upge import Current
 
 logging.disable_progress_bar()  # a worker's output is a log file
 
-# Tokens up to which attention in bfloat16 is faster on a processor by plain matrix products: four
-# times for 76 tokens and heads of 32, 1.2 times for 512; half as fast for 1,024.
-SHORT = 512
 VALUE_HEAD = "value_head.safetensors"
 
 
@@ -150,7 +147,7 @@ class Policy:
         rows = max(1, self.logits // head.out_features)
         parted = ids.numel() > rows
         layer = left_out if parted else input_of
-        with self._arithmetic(), self._attention(layout), layer(head) as seen:
+        with self._arithmetic(), self._products(), layer(head) as seen:
             output = self.model(**layout.inputs)
         hidden = seen[0]
         if not parted:
@@ -161,28 +158,35 @@ class Policy:
                 f"that those of {ids.numel()} tokens cannot be computed in parts of {rows}; use "
                 f"Resources(logits={ids.numel() * head.out_features}) or fewer Resources.tokens"
             )
-        # Without its cache: gradients of the parts are then added in float32 and not in bfloat16.
-        with self._arithmetic(cached=False):
+        with self._arithmetic():
             return hidden, *read_in_parts(head, hidden, ids, rows, reading)
 
-    def _arithmetic(self, cached: bool = True) -> torch.autocast:
+    def _arithmetic(self) -> torch.autocast:
         mixed = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype, mixed, cache_enabled=cached)
+        # Its cache is one for all threads, and gradients of what it keeps are added in bfloat16.
+        return torch.autocast(self.device.type, self.dtype, mixed, cache_enabled=False)
 
-    def _attention(self, layout: Layout) -> AbstractContextManager[object]:
-        """Plain matrix products where they take less time than torch's fused kernel.
-
-        Not where layers are computed again for the gradient, which is done outside of this.
-        """
-        mixed = self.device.type == "cpu" and self.dtype == torch.bfloat16
-        if not mixed or layout.longest > SHORT or self.model.is_gradient_checkpointing:
+    def _products(self) -> AbstractContextManager[object]:
+        # Layers that are computed again for the gradient are so outside of this, and FSDP2 wants to
+        # know where a result came from.
+        if self.model.is_gradient_checkpointing or in_shards(self.model):
             return nullcontext()
-        return sdpa_kernel(SDPBackend.MATH)
+        return products(self.device, self.dtype)
 
     def frozen(self) -> "Policy":
         """A copy that is never trained: the base model of a KL penalty."""
         model = copy.deepcopy(self.model).eval().requires_grad_(False)
         return Policy(model, self.tokenizer, self.temperature, self.dtype, logits=self.logits)
+
+    def twin(self) -> "Policy":
+        """One with the same weights, in the same memory, and gradients apart: another thread's."""
+        parameters = [p for _, p in self.parameters()]
+        shared: dict[int, Any] = {
+            id(p): nn.Parameter(p.detach(), p.requires_grad) for p in parameters
+        }
+        shared |= {id(buffer): buffer for buffer in self.model.buffers()}
+        model, head = copy.deepcopy((self.model, self.value_head), shared)
+        return replace(self, model=model, value_head=head)
 
 
 def load_policy(

@@ -5,7 +5,7 @@ import torch
 from workbench import upge
 from workbench.training.layout import Layout, trained_tokens
 from workbench.training.sequences import Sequence, engine_logprobs
-from workbench.training.trainer import Trainer
+from workbench.training.trainer import Lane, Trainer
 
 
 def collate(trainer: Trainer, sequences: list[Sequence]) -> upge.TokenBatch:
@@ -46,15 +46,17 @@ def unscored(trainer: Trainer, sequences: list[Sequence]) -> upge.TokenBatch:
     )
 
 
-@torch.no_grad()
 def score_rows(
     trainer: Trainer, sequences: list[Sequence], batch: upge.TokenBatch, rows: list[int]
 ) -> None:
     """Fills in what the policy, as it is, says of some rows."""
-    for micro in trainer.team.share(trainer.micro_batches(sequences, rows)):
-        trainer.beat()
+
+    @torch.no_grad()
+    def score(lane: Lane, micro: list[int] | None) -> None:
         layout = lay_out(trainer, sequences, micro or idle(sequences))
-        fill(trainer, batch, micro or [], layout, trainer.policy.score(layout, entropy=True))
+        fill(lane, batch, micro or [], layout, lane.policy.score(layout, entropy=True))
+
+    trainer.each(trainer.micro_batches(sequences, rows), score)
     share_filled(trainer, batch, rows)
 
 
@@ -73,15 +75,15 @@ def idle(sequences: list[Sequence]) -> list[int]:
 
 @torch.no_grad()
 def fill(
-    trainer: Trainer, batch: upge.TokenBatch, rows: list[int], layout: Layout, old: upge.Current
+    lane: Lane, batch: upge.TokenBatch, rows: list[int], layout: Layout, old: upge.Current
 ) -> None:
     """Writes into a batch what the old policy, and the base model, say of some rows; or of none."""
     base = None
-    if batch.base_logprobs is not None and trainer.base is not None:
-        base = trainer.base.score(layout).logprobs
+    if batch.base_logprobs is not None and lane.base is not None:
+        base = lane.base.score(layout).logprobs
     if not rows:
         return
-    index = torch.tensor(rows, device=trainer.policy.device)
+    index = torch.tensor(rows, device=lane.policy.device)
     columns = slice(0, layout.width)
     batch.logprobs[index, columns] = old.logprobs
     batch.old_logprobs[index, columns] = old.logprobs

@@ -235,6 +235,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def in_shards(model: nn.Module) -> bool:
+    """Whether each process has a part of a model's parameters."""
+    return isinstance(next(model.parameters()), DTensor)
+
+
 def own(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process has."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

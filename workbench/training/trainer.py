@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
+from typing import TypeVar
 
 import torch
 
@@ -13,11 +15,12 @@ from workbench.problems import Dataset, Problem, Text
 from workbench.processes import settle_memory
 from workbench.recipe import Recipe
 from workbench.records import Run, run_of
-from workbench.resources import Resources
+from workbench.resources import LEAST_TOKENS, Resources
 from workbench.rollout import Engine
 from workbench.rollout.engine import Decoding
 from workbench.rollout.transformers_engine import TransformersEngine
 from workbench.rollout.vllm_engine import Setup, VllmEngine
+from workbench.threads import at_once, threads_for
 from workbench.training import checkpoint
 from workbench.training.data import open_data
 from workbench.training.gradient import SKETCH, Sketch
@@ -26,6 +29,8 @@ from workbench.training.policy import Policy, load_policy, pick_device, reading_
 from workbench.training.sequences import Sequence
 from workbench.training.team import ALONE, Team
 from workbench.training.team_engine import TeamEngine
+
+_Found = TypeVar("_Found")
 
 # What the other processes of a team know of the data: nothing, for the leader asks and grades.
 NO_DATA = Dataset("of the leader alone", (), (), (), Text("{question}"))
@@ -48,25 +53,49 @@ class Progress:
 
 
 @dataclass
+class Lane:
+    """What a thread computes gradients with: those that its policy's parameters have are its own.
+
+    Without a `parting` the blocks of a step are told apart by a pass each.
+    """
+
+    policy: Policy
+    base: Policy | None = None
+    parting: Parting | None = None
+
+    def twin(self) -> "Lane":
+        """A lane with the same weights, before either is parted."""
+        return Lane(self.policy.twin(), None if self.base is None else self.base.twin())
+
+
+@dataclass
 class Trainer:
     """Everything a training step works with; it calls `beat` at every micro-batch.
 
-    Without a `parting` the blocks of a step are told apart by a pass each.
+    The optimizer's parameters are the first lane's; the gradients of the others are added to it.
     """
 
     recipe: Recipe
     seed: int
     resources: Resources
     data: Dataset
-    policy: Policy
+    lanes: list[Lane]
     engine: Engine
     optimizer: torch.optim.AdamW
     progress: Progress
     sketch: Sketch
-    parting: Parting | None = None
-    base: Policy | None = None
     team: Team = ALONE
     beat: Callable[[], object] = bool
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that is trained."""
+        return self.lanes[0].policy
+
+    @property
+    def base(self) -> Policy | None:
+        """The policy that training began with, where the method asks what it says."""
+        return self.lanes[0].base
 
     @property
     def method(self) -> upge.Method:
@@ -98,11 +127,52 @@ class Trainer:
         return self.resources.micro_batch(self.policy.device.type == "cuda")
 
     def micro_batches(self, sequences: list[Sequence], rows: list[int]) -> list[list[int]]:
-        """Rows in groups that are scored together, so that every process of a team has some."""
-        limit = self.micro_batch
-        if self.team.size > 1:
-            limit = min(limit, -(-sum(sequences[row].length for row in rows) // self.team.size))
+        """Rows in groups that are scored together, so that every process of a team has some.
+
+        Lanes, which are in one process, share its memory.
+        """
+        limit, parts = self.micro_batch // len(self.lanes), len(self.lanes) * self.team.size
+        if parts > 1:
+            limit = min(limit, -(-sum(sequences[row].length for row in rows) // parts))
         return self.policy.micro_batches(sequences, rows, limit)
+
+    def each(
+        self, groups: list[list[int]], compute: Callable[[Lane, list[int] | None], _Found]
+    ) -> list[_Found]:
+        """What is computed of this process's micro-batches, which the lanes take in turns.
+
+        Which takes which is fixed, and so is the order of what is found and of what a lane adds to
+        its gradients: a run is the same number by number however fast its threads are.
+        """
+        mine, one = self.team.share(groups), Lock()
+
+        def go_through(place: int) -> list[_Found]:
+            found = []
+            for group in mine[place :: len(self.lanes)]:
+                with one:
+                    self.beat()
+                found.append(compute(self.lanes[place], group))
+            return found
+
+        return [each for found in at_once(go_through, range(len(self.lanes))) for each in found]
+
+    def clear_gradients(self) -> None:
+        """No parameter of any lane has a gradient after it."""
+        self.optimizer.zero_grad(set_to_none=True)  # of shards, the optimizer knows which are whose
+        for lane in self.lanes[1:]:
+            for _, parameter in lane.policy.parameters():
+                parameter.grad = None
+
+    def gather_gradients(self) -> None:
+        """Adds what the other lanes' parameters have as gradients to the first's."""
+        for lane in self.lanes[1:]:
+            pairs = zip(self.policy.parameters(), lane.policy.parameters(), strict=True)
+            for (_, total), (_, own) in pairs:
+                if total.grad is None:
+                    total.grad = own.grad
+                elif own.grad is not None:
+                    total.grad += own.grad
+                own.grad = None
 
     @property
     def decoding(self) -> Decoding:
@@ -244,24 +314,30 @@ def open_checkpoint(
     engine = open_engine(recipe, policy, resources, get_on or run.beat, team, copy)
     data = open_data(run, policy.tokenizer) if team.rank == 0 else NO_DATA
     sketch = Sketch(policy.model.parameters(), SKETCH)
-    parting = None
+    lanes = [Lane(policy, base)]
+    if team.mesh is None:
+        lanes += [lanes[0].twin() for _ in range(_lanes(policy, resources) - 1)]
     if recipe.gradient_blocks > 1 and policy.packs and can_part(policy.model):
-        parting = Parting(policy.model, sums_of(policy.model))
+        for lane in lanes:
+            lane.parting = Parting(lane.policy.model, sums_of(policy.model))
     return Trainer(
         recipe,
         seed,
         resources,
         data,
-        policy,
+        lanes,
         engine,
         optimizer,
         Progress(),
         sketch,
-        parting,
-        base,
         team,
         run.beat,
     )
+
+
+def _lanes(policy: Policy, resources: Resources) -> int:
+    """How many threads go through micro-batches of their own."""
+    return max(1, min(threads_for(policy.model), resources.micro_batch(False) // LEAST_TOKENS))
 
 
 def initial_weights(run: Run, recipe: Recipe, seed: int) -> str:

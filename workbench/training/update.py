@@ -1,7 +1,8 @@
 """The optimizer steps over one batch: the gradient, what is measured of it, and its use."""
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -16,7 +17,7 @@ from workbench.training.sequences import Sequence
 from workbench.training.statistics import ratio_statistics
 from workbench.training.tally import Tally
 from workbench.training.team import whole
-from workbench.training.trainer import Trainer
+from workbench.training.trainer import Lane, Trainer
 
 PARTS = ("rollouts", "demonstrations", "auxiliary")  # of a step's loss
 
@@ -44,8 +45,8 @@ def update(
 def _optimizer_step(
     trainer: Trainer, sequences: list[Sequence], step: upge.Step, tally: Tally
 ) -> None:
-    trainer.optimizer.zero_grad(set_to_none=True)
-    team, parting = trainer.team, trainer.parting
+    trainer.clear_gradients()
+    team, partings = trainer.team, [lane.parting for lane in trainer.lanes if lane.parting]
     active = team.agreed(step.active).nonzero()[:, 0]
     rows = active.tolist()
     block = blocks_of(step.batch.questions, trainer.recipe.gradient_blocks)
@@ -55,80 +56,88 @@ def _optimizer_step(
         row: block[question[row]] + blocks * (SFT if sequences[row].demonstration else RL)
         for row in rows
     }
-    if parting is not None:
+    for parting in partings:
         parting.begin(2 * blocks, seed=trainer.progress.updates)
     added = []
     before = torch.zeros(trainer.sketch.size, device=trainer.policy.device)
-    current = torch.zeros_like(step.batch.logprobs)
+    learning = _Learning(trainer, sequences, step, part, torch.zeros_like(step.batch.logprobs))
     losses = torch.zeros(len(PARTS), dtype=torch.float64)
     # Streams are told apart by what each adds to the gradient, for the map is linear. So are blocks
     # where a pass cannot be parted.
-    at_once = blocks if parting is not None else 1
-    for first in range(0, 2 * blocks, at_once):
-        chosen = [row for row in rows if first <= part[row] < first + at_once]
-        for group in team.share(trainer.micro_batches(sequences, chosen)):
-            trainer.beat()
-            if group is None:
-                _keep_pace(trainer, sequences, step)
-            else:
-                losses += _accumulate(trainer, sequences, step, group, part, current)
+    together = blocks if partings else 1
+    for first in range(0, 2 * blocks, together):
+        chosen = [row for row in rows if first <= part[row] < first + together]
+        losses += sum(trainer.each(trainer.micro_batches(sequences, chosen), learning))
+        trainer.gather_gradients()
         after = trainer.sketch(_gradients(trainer)) if chosen else before
         added.append(after - before)
         before = after
     if trainer.one_pass:
         share_filled(trainer, step.batch, rows)
-    ratio_statistics(step, active, team.total(current), tally)
+    ratio_statistics(step, active, team.total(learning.logprobs), tally)
     total = team.total(losses.to(trainer.policy.device))
     for name, loss in zip((*PARTS, "total"), (*total, total.sum()), strict=True):
         tally.add(f"loss/{name}", loss, 1)
     apart = team.total(torch.stack(added)).unflatten(0, (2, -1))
-    parts = apart if parting is None else team.total(parting.parts).unflatten(0, (2, -1))
+    parts = apart
+    if partings:
+        whole_parts = torch.stack([parting.parts for parting in partings]).sum(dim=0)
+        parts = team.total(whole_parts).unflatten(0, (2, -1))
     sizes = torch.tensor(block).bincount().to(before)
     _gradient_statistics(trainer, Blocks(apart.sum(dim=1), parts, sizes), tally)
     trainer.progress.trained_tokens += sum(len(sequences[row].response) for row in rows)
     _apply(trainer, tally, float(total.sum()))
 
 
-def _accumulate(
-    trainer: Trainer,
-    sequences: list[Sequence],
-    step: upge.Step,
-    rows: list[int],
-    part: dict[int, int],
-    logprobs: Tensor,
-) -> Tensor:
-    """Adds the gradient of some rows, writes their log-probabilities and returns their losses."""
-    layout = lay_out(trainer, sequences, rows)
-    parting = trainer.parting
-    watched = nullcontext() if parting is None else parting.watch(layout, [part[r] for r in rows])
-    index = torch.tensor(rows, device=trainer.policy.device)
-    with watched:
-        current = _score(trainer, step, rows, layout)
-        missing = step.batch.trained.shape[1] - layout.width
-        wide = upge.Current(
-            *(None if t is None else functional.pad(t, (0, missing)) for t in _tensors(current))  # type: ignore[arg-type]
-        )
-        found = step.losses(index, wide)
-        losses = torch.stack([found[each] for each in PARTS])
-        losses.sum().backward()
-    logprobs[index] = wide.logprobs.detach()
-    return losses.detach().to("cpu", torch.float64)
+@dataclass(frozen=True, eq=False)
+class _Learning:
+    """Adds the gradients of a step's micro-batches, and says what their losses are.
 
+    Attributes:
+        part: which part of the gradient each row is in.
+        logprobs: [row, token], of what the policy says.
+    """
 
-def _keep_pace(trainer: Trainer, sequences: list[Sequence], step: upge.Step) -> None:
-    """Goes through the model as the processes do that have rows, and adds nothing."""
-    current = _score(trainer, step, [], lay_out(trainer, sequences, idle(sequences)))
-    nothing = [0.0 * t.sum() for t in _tensors(current) if t is not None and t.requires_grad]
-    torch.stack(nothing).sum().backward()
+    trainer: Trainer
+    sequences: list[Sequence]
+    step: upge.Step
+    part: dict[int, int]
+    logprobs: Tensor
 
+    def __call__(self, lane: Lane, rows: list[int] | None) -> Tensor:
+        if rows is None:
+            return self._keep_pace(lane)
+        layout = lay_out(self.trainer, self.sequences, rows)
+        index = torch.tensor(rows, device=lane.policy.device)
+        watched: AbstractContextManager[None] = nullcontext()
+        if lane.parting is not None:
+            watched = lane.parting.watch(layout, [self.part[row] for row in rows])
+        with watched:
+            current = self._score(lane, rows, layout)
+            missing = self.step.batch.trained.shape[1] - layout.width
+            wide = upge.Current(
+                *(None if t is None else functional.pad(t, (0, missing)) for t in _tensors(current))  # type: ignore[arg-type]
+            )
+            found = self.step.losses(index, wide)
+            losses = torch.stack([found[each] for each in PARTS])
+            losses.sum().backward()
+        self.logprobs[index] = wide.logprobs.detach()
+        return losses.detach().to("cpu", torch.float64)
 
-def _score(trainer: Trainer, step: upge.Step, rows: list[int], layout: Layout) -> upge.Current:
-    """What the policy says of some rows; what of it is also the old policy's it fills in."""
-    learned = trainer.method.needs_entropy
-    current = trainer.policy.score(layout, learned or trainer.one_pass, learned)
-    if trainer.one_pass:
-        fill(trainer, step.batch, rows, layout, current)
-    return current
+    def _keep_pace(self, lane: Lane) -> Tensor:
+        """Goes through the model as the processes do that have rows, and adds nothing."""
+        current = self._score(lane, [], lay_out(self.trainer, self.sequences, idle(self.sequences)))
+        nothing = [0.0 * t.sum() for t in _tensors(current) if t is not None and t.requires_grad]
+        torch.stack(nothing).sum().backward()
+        return torch.zeros(len(PARTS), dtype=torch.float64)
+
+    def _score(self, lane: Lane, rows: list[int], layout: Layout) -> upge.Current:
+        """What the policy says of some rows; what of it is also the old policy's it fills in."""
+        learned, one_pass = self.trainer.method.needs_entropy, self.trainer.one_pass
+        current = lane.policy.score(layout, learned or one_pass, learned)
+        if one_pass:
+            fill(lane, self.step.batch, rows, layout, current)
+        return current
 
 
 def _tensors(current: upge.Current) -> tuple[Tensor | None, ...]:
