@@ -29,11 +29,11 @@ def settle_memory() -> None:
     """Has glibc keep what is freed, one store of it for all threads, and oneDNN keep less.
 
     Else the memory of large tensors goes back to the system with each of them, and comes anew, page
-    by page, with the next: 5% of a training step on a processor. oneDNN, which multiplies matrices
-    in bfloat16, keeps a program for each of 1,024 shapes, and those of micro-batches hardly ever
-    come again: 50 MB more with every step. Where a library is another, it has no part in this.
+    by page, with the next: 5% of a training step on a processor. oneDNN keeps a program for each of
+    1,024 shapes, and some never come again: hundreds of MB. Those of the layers, filled up to round
+    numbers of tokens, are fewer than 128. Where a library is another, it has no part in this.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_THRESHOLD, 2**30)

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from workbench.training.layout import Layout
@@ -67,7 +66,7 @@ class _Parts:
 
     def summed(self, values: Tensor) -> Tensor:
         """Sums [..., row] of inputs [..., input] with signs; the inputs where they are kept."""
-        return functional.linear(values, self.signs.to(values.dtype)) if self.inputs else values
+        return values @ self.signs.to(values.dtype).T if self.inputs else values
 
     def add(self, left: Tensor, right: Tensor, tokens: Tokens) -> None:
         """Adds the products of the rows of two matrices to the parts that the rows are in."""
