@@ -31,10 +31,11 @@ class Resources:
             trained by together: each has a part of parameters, gradients and optimizer (FSDP2) and
             draws and learns from a part of the responses.
         threads: processor threads of each process; as many cells run at once as the cores allow. Of
-            several threads a cell's probes take one each, side by side, and so do the graders of
-            answers that must be interpreted.
+            several threads a small model's responses and micro-batches take one each, side by side,
+            and so do a cell's probes and the graders of answers that must be interpreted.
         tokens: in one micro-batch, where a prompt that sequences share counts once and padding, of
-            models that are read in padded lines, counts too; bounds memory, changes no result. None
+            models that are read in padded lines, counts too; micro-batches that are side by side
+            have so many together. Bounds memory, changes no result. None
             takes what was fastest: 2,048 on a processor (it stays in the cache), 32,768 on a GPU.
         logits: tokens times vocabulary of which the output layer's results are held together; what
             is more is computed in parts, and again for the gradient. Bounds memory, changes no
