@@ -254,12 +254,16 @@ def _provenance(runs: Runs) -> str:
 
 
 def _facts(titles: Sequence[str], rows: Sequence[Sequence[str]], numbers: Container[int]) -> str:
-    """Rows of plain text under titles, none without rows; `numbers` are columns."""
+    """Rows of plain text under titles, none without rows; `numbers` are columns.
+
+    A column that has no value in any row is left out.
+    """
     if not rows:
         return ""
-    sides = ["number" if at in numbers else "text" for at in range(len(titles))]
-    heads = _cells("th", titles, sides, ' scope="col"')
-    body = "\n".join(f"<tr>{_cells('td', row, sides)}</tr>" for row in rows)
+    filled = [at for at in range(len(titles)) if any(row[at] for row in rows)]
+    sides = ["number" if at in numbers else "text" for at in filled]
+    heads = _cells("th", [titles[at] for at in filled], sides, ' scope="col"')
+    body = "\n".join(f"<tr>{_cells('td', [row[at] for at in filled], sides)}</tr>" for row in rows)
     return (
         f'<div class="wide"><table class="facts"><thead><tr>{heads}</tr></thead>'
         f"<tbody>\n{body}\n</tbody></table></div>\n"

@@ -137,10 +137,14 @@ def test_shards_leave_each_gpu_its_part_of_what_is_always_held() -> None:
 
 
 def test_a_model_that_does_not_fit_is_told_how_many_gpus_it_fits_on(tmp_path: Path) -> None:
-    recipe = paper("Qwen/Qwen2.5-Math-7B")
-    for resources, words in (
-        (LARGE, r"GiB: does not fit; Resources\(gpus=\d, processes=\d\) would take"),
-        (replace_resources(LARGE, gpus=8, processes=8), "GiB: fits"),
+    by_vllm = paper("Qwen/Qwen2.5-Math-7B")
+    by_transformers = replace(by_vllm, sampling=replace(by_vllm.sampling, engine="transformers"))
+    eight = replace_resources(LARGE, gpus=8, processes=8)
+    for recipe, resources, words in (
+        (by_vllm, LARGE, r"GiB: does not fit; Resources\(gpus=\d, processes=\d\) would take"),
+        (by_vllm, eight, "GiB: fits"),
+        (by_transformers, eight, "does not fit; nor with processes=8: recompute, or less tokens"),
+        (by_transformers, replace_resources(eight, sequences=16), "GiB: fits"),
     ):
         study = Study("large", {"HPT": recipe}, resources=resources)
         lines = describe(study, jobs(study, tmp_path), "h100-80gb")

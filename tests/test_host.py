@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from workbench import Optimizer, Probe, Resources, Study, doctor, presets, replace, upge
+from workbench import (
+    Optimizer,
+    Probe,
+    Resources,
+    Study,
+    Validation,
+    doctor,
+    presets,
+    replace,
+    upge,
+)
 from workbench.cli_estimate import describe
 from workbench.devices import GIB
 from workbench.doctor import study_checks
@@ -84,6 +94,27 @@ def test_without_gpus_the_machine_holds_the_training() -> None:
     found = host({"a": SMALL}, Resources(processes=2, gpus=2), on_gpu=False)
     assert found is not None
     assert found.bytes == 2 * memory(SMALL, Resources(processes=2, gpus=2), TINY, None).peak
+
+
+# A probe comes after the training, in one process: a trainer's 16 P, and keys and values of as many
+# sequences as may be together, or an update with, where the policy is moved, 4 P of a gradient.
+DRAWN = "keys and values 8 L (KV heads) (head) s of 512 sequences"
+PROBED = {
+    "that draws": (Probe((upge.grpo(),)), Resources(tokens=64), 512 * (64 + 128) * 4096, DRAWN),
+    "that is moved": (Probe((upge.grpo(),), distance=1), Resources(sequences=1), None, "sketched"),
+}
+
+
+@pytest.mark.parametrize("case", PROBED)
+def test_without_gpus_the_machine_holds_a_probe_where_it_takes_more(case) -> None:
+    probe, resources, more, words = PROBED[case]
+    recipe = replace(SMALL, gradient_blocks=1, validation=Validation(samples=1, problems=1))
+    found = host({"a": recipe}, resources, on_gpu=False, probes=(probe,))
+    assert found is not None
+    more = more or total(memory(recipe, resources, TINY, None).update) + 4 * P
+    assert found.bytes == 16 * P + more
+    assert found.formula.startswith("what a probe holds, in one process: weights 4 P, float32, ")
+    assert found.formula.endswith(words)
 
 
 # --- doctor and plan ------------------------------------------------------------------------------

@@ -181,6 +181,18 @@ def test_provenance_says_what_the_data_was(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_data_that_is_made_and_not_read_has_no_empty_columns(tmp_path: Path) -> None:
+    study = make_study(arms=("SFT",), seeds=(0,))
+    record(study, tmp_path)
+    problems = tuple(Problem(str(n), f"{n}+{n}?", "") for n in range(5))
+    found = Dataset("sums", problems[:3], problems[3:], (), Text("{question}"))
+    (each,) = study.cells
+    path = run_of(tmp_path, each.recipe, each.seed).path / File.DATA
+    write_json(path, {**description(found), "overlap": []})
+    (heads,) = re.findall("(<th[^>]*>Data<.*?)</tr>", page(loading.runs(study, tmp_path), ()))
+    assert re.findall(">([^<]+)<", heads) == ["Data", "Part", "Problems", "SHA-256"]
+
+
 def test_the_page_is_the_same_twice(root: Path, study: Study) -> None:
     runs = loading.runs(study, root)
     assert page(runs, ()) == page(runs, ())

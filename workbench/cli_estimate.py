@@ -52,7 +52,7 @@ def _advice(trained: Mapping[str, Recipe], study: Study, device: Device) -> str:
                     f"Resources(gpus={spread.gpus}, processes={processes}) would take "
                     f"{found[1].peak / GIB:.1f} GiB of each"
                 )
-    return "nor with processes=8: recompute, smaller tokens or engine_cache take less"
+    return "nor with processes=8: recompute, or less tokens, sequences or engine_cache"
 
 
 def _memory_lines(label: str, memory: Memory, device: Device, advice: str) -> list[str]:

@@ -149,7 +149,7 @@ def _disk_checks(study: Study, root: Path, cells: int) -> list[Check]:
 
 def _host_checks(study: Study, cells: int, on_gpu: bool) -> list[Check]:
     """Whether the machine's memory is enough for as many cells as run at once."""
-    line, there = host(study.recipes, study.resources, on_gpu), _memory()
+    line, there = host(study.recipes, study.resources, on_gpu, tuple(study.probes)), _memory()
     if line is None:
         return []
     needed = cells * line.bytes

@@ -223,15 +223,20 @@ def _probe(
     """A trainer in one process, however many have trained, as it differentiates or draws; at most.
 
     A sequence's gradient is whole until it is sketched, beside that of the last update where the
-    policy was moved to a distance. At step 0, at no distance, AdamW has no moments yet.
+    policy was moved to a distance. At step 0, at no distance, AdamW has no moments yet. It draws
+    many more responses than a step does, and as many of them together as may be.
     """
     if not probes:
         return ()
     alone = replace(resources, processes=1)
     trainer = memory(recipe, alone, shape, device)
+    answers = max(
+        p.questions * max(p.replicates * p.rollouts, p.difficulty_samples) for p in probes
+    )
+    drawn = _engine(recipe, alone, shape, device, min(resources.sequences, answers))
     whole = Line("gradient of one sequence", 4 * shape.parameters, "4 P, before it is sketched")
     differentiated = (*trainer.update, whole) if any(p.distance for p in probes) else trainer.update
-    return (*trainer.always, *max(differentiated, trainer.rollout, key=total))
+    return (*trainer.always, *max(differentiated, tuple(drawn), key=total))
 
 
 def _parted(recipe: Recipe, shape: Shape) -> Line:

@@ -7,9 +7,9 @@ reads the last checkpoint where it lies. Records, and their copies in MLflow, ar
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from workbench.footprint import Line, memory, shape_of
+from workbench.footprint import Line, Shape, memory, shape_of, total
 from workbench.plan import Job
-from workbench.recipe import Recipe
+from workbench.recipe import Probe, Recipe
 from workbench.resources import Resources
 from workbench.schema import File
 
@@ -57,27 +57,42 @@ def _kept(job: Job, resources: Resources) -> tuple[int, str]:
     return max(0, min(recipe.steps, sum(kept.values())) - there), which + less
 
 
-def host(recipes: Mapping[str, Recipe], resources: Resources, on_gpu: bool) -> Line | None:
+def host(
+    recipes: Mapping[str, Recipe], resources: Resources, on_gpu: bool, probes: Sequence[Probe] = ()
+) -> Line | None:
     """What a cell takes of the machine's memory at most; None where no shape is known here.
 
-    Beside GPUs it is while weights are read, in float32 and whole by every process, for training
-    or for an evaluation, or while a checkpoint is written; without any it is what training takes.
+    Beside GPUs it is while weights are read, in float32 and whole by every process, for training,
+    an evaluation or a probe, or while a checkpoint is written; without any it is what training
+    takes, or a probe, which comes after it.
     """
-    found = [_host(recipe, resources, on_gpu) for recipe in recipes.values()]
-    return max((line for line in found if line), key=lambda line: line.bytes, default=None)
+    lines: list[Line] = []
+    for recipe in recipes.values():
+        shape = shape_of(recipe.base)
+        if shape is not None and on_gpu:
+            lines += _beside_gpus(shape.parameters, resources.processes)
+        elif shape is not None:
+            lines += _without_gpus(recipe, resources, shape, probes)
+    return max(lines, key=lambda line: line.bytes, default=None)
 
 
-def _host(recipe: Recipe, resources: Resources, on_gpu: bool) -> Line | None:
-    shape, n = shape_of(recipe.base), resources.processes
-    if shape is None:
-        return None
-    p = shape.parameters
-    if not on_gpu:
-        peak = memory(recipe, resources, shape, None).peak
-        return Line("memory", n * peak, f"{n} processes x what training holds at the peak")
+def _without_gpus(
+    recipe: Recipe, resources: Resources, shape: Shape, probes: Sequence[Probe]
+) -> tuple[Line, Line]:
+    n = resources.processes
+    trained = memory(recipe, resources, shape, None)
+    probed = memory(recipe, resources, shape, None, probes).probe
+    said = ", ".join(f"{line.what} {line.formula}" for line in probed)
+    return (
+        Line("memory", n * trained.peak, f"{n} processes x what training holds at the peak"),
+        Line("memory", total(probed), f"what a probe holds, in one process: {said}"),
+    )
+
+
+def _beside_gpus(p: int, n: int) -> tuple[Line, Line]:
     read = Line("memory", 4 * n * p, f"{n} processes x 4 P, weights while they are read")
     # Shards are put together in it before the first file, else a file's tensors are copied to it.
     written = CHECKPOINT if n > 1 else 8
     parts = "weights and moments" if n > 1 else "moments"
     write = Line("memory", written * p, f"{written} P, {parts} while a checkpoint is written")
-    return max(read, write, key=lambda line: line.bytes)
+    return read, write

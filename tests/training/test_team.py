@@ -2,20 +2,17 @@
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 from alike import ALONE, DIFFERENCES, assert_as_alone, assert_same, one_update, together
 from pyarrow import parquet
-from safetensors.torch import load_file
 
 from workbench import products, replace, upge
 from workbench.recipe import Measurement
-from workbench.records import Interrupted, run_of
+from workbench.records import Interrupted
 from workbench.rollout import Request
 from workbench.rollout.engine import Decoding
 from workbench.rollout.transformers_engine import TransformersEngine
-from workbench.training import checkpoint
 from workbench.training.data import open_data, prompt_ids
 from workbench.training.evaluation import measure
 from workbench.training.layout import micro_batches
@@ -117,28 +114,6 @@ def test_some_processes_have_no_demonstration_while_others_do(small, open_run):
     groups = micro_batches(sequences, rows, ALONE.tokens or 0, packed=True)
     teams = [Team(rank, 4) for rank in range(4)]
     assert None in [group for each in teams for group in each.share(groups)]
-
-
-@pytest.mark.parametrize("together_first", [True, False])
-def test_a_checkpoint_is_resumed_by_another_number_of_processes(
-    small, tmp_path, team, together_first
-):
-    def train_until(run, step, by_team):
-        resources, whom = (together(team.size), [team]) if by_team else (ALONE, [])
-        trainer = open_trainer(run, resources, *whom)
-        with suppress(Interrupted):
-            train(trainer, run, stopping=lambda: trainer.progress.step >= step)
-        return [row["optim/gradient_norm"] for row in run.rows() if row["step"]]
-
-    runs = [run_of(tmp_path / each, small, 0) for each in ("alone", "by-turns")]
-    for run in runs:
-        run.create(small, 0)
-    expected = train_until(runs[0], small.steps, by_team=False)
-    train_until(runs[1], 2, by_team=together_first)
-    found = train_until(runs[1], small.steps, by_team=not together_first)
-    assert found == pytest.approx(expected, rel=1e-3)
-    states = [load_file(run.checkpoint_path(4) / checkpoint.OPTIMIZER) for run in runs]
-    assert_same(states[1], states[0], 1e-3)
 
 
 def test_all_processes_answer_in_an_evaluation_and_say_what_one_does(

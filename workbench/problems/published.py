@@ -1,8 +1,8 @@
 r"""Published data sets as values: the paper's training set, its benchmarks, GSM8K and MATH.
 
 Hub names, columns and commits as users of these data sets state them; the commits are the newest
-that several of them pin. Loading one needs the network once, and GPQA an account that has agreed
-to its terms. None is shipped.
+that several of them pin; of the paper's training set none is known. Loading one needs the network
+once, and GPQA an account that has agreed to its terms. None is shipped.
 """
 
 from collections.abc import Iterable
@@ -143,6 +143,7 @@ def gpqa_diamond() -> Benchmark:
         shuffled=True,
         instruction=LETTER,
         config="gpqa_diamond",
+        revision="633f5ee89ab8ad4522a9f850766b73f62147ffdd",
     )
     return Benchmark("gpqa_diamond", rows, out_of_distribution=True)
 

@@ -19,6 +19,7 @@ from workbench.processes import serving
 from workbench.recipe import GREEDY_BELOW, LEAST_TEMPERATURE
 from workbench.rollout.engine import Decoding, Request, Response
 
+SHARED = "shared"  # our backend of vLLM's weight-transfer API, by name
 WHOLE_SEED = 2**62  # vLLM adds the number of the sample, and the sum must fit 64 bits
 
 ENVIRONMENT = {
@@ -95,12 +96,14 @@ class Served:
         os.environ.update(ENVIRONMENT, **_place(setup, rank, port))
         from vllm import LLM  # pyright: ignore[reportMissingImports]
 
+        _register()
         self.setup, self.rank, self.asleep = setup, rank, False
         cache = {} if setup.cache is None else {"kv_cache_memory_bytes": setup.cache}
         self.llm = LLM(
             setup.model,
             hf_overrides=setup.settings,
             load_format="dummy",  # every order brings the weights
+            weight_transfer_config={"backend": SHARED},
             skip_tokenizer_init=True,
             generation_config="vllm",  # nothing but what an order says
             dtype=setup.dtype,
@@ -114,6 +117,7 @@ class Served:
             gpu_memory_utilization=0.45 if setup.shares_gpu else 0.9,
             **cache,
         )
+        self.llm.init_weight_transfer_engine({"init_info": {}})
 
     def carry_out(self, order: Order, trainer: Connection) -> None:
         """Loads the weights and answers; the first of several processes speaks for all."""
@@ -130,9 +134,9 @@ class Served:
         """Copies the weights from the trainer's memory; what was cached of older ones is gone."""
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-        if self.setup.gpu is None:
-            self.llm.apply_model(_pack_output)
+        self.llm.start_weight_update()
+        self.llm.update_weights({"update_info": {"weights": weights}})
+        self.llm.finish_weight_update()
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
         self.asleep = False
@@ -158,10 +162,49 @@ class Served:
                     yield Answer(index, found)
 
 
-def _pack_output(model: Any) -> None:
-    """On a processor vLLM 0.32 multiplies by a packed copy, and keeps the old one of tied heads."""
-    if model.config.tie_word_embeddings:
-        model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+def _register() -> None:
+    """Makes `SHARED` a backend of vLLM's weight-transfer API: one for every place.
+
+    vLLM's own are for one each, and none for a processor: `ipc` for the trainer's GPU, `nccl` for
+    others.
+    """
+    from vllm.distributed.weight_transfer import (  # pyright: ignore[reportMissingImports]
+        WeightTransferEngine,
+        WeightTransferEngineFactory,
+    )
+    from vllm.model_executor.model_loader import reload  # pyright: ignore[reportMissingImports]
+
+    class SharedTensors(WeightTransferEngine):
+        """Copies tensors of the trainer into the model, a layer at a time as it is complete."""
+
+        init_info_cls, update_info_cls = dict, dict
+
+        def init_transfer_engine(self, init_info: dict[str, Any]) -> None:
+            """An order brings handles that can be read as they are: nobody has to be met."""
+
+        def start_weight_update(self) -> None:
+            reload.initialize_layerwise_reload(self.model)
+
+        def update_weights(self, update_info: dict[str, Any]) -> None:
+            if self.device.type == "cpu":  # there is no accelerator that the base could wait for
+                self.receive_weights(update_info)
+            else:
+                super().update_weights(update_info)
+
+        def receive_weights(self, update_info: dict[str, Any]) -> None:
+            self.model.load_weights(update_info["weights"])
+
+        def finish_weight_update(self) -> None:
+            reload.finalize_layerwise_reload(self.model, self.model_config)
+            if self.device.type == "cpu" and self.model.config.tie_word_embeddings:
+                # It multiplies by a packed copy there, and keeps the old one of tied heads.
+                head = self.model.lm_head
+                head.quant_method.process_weights_after_loading(head)
+
+        def shutdown(self) -> None:
+            """Nothing is held between updates."""
+
+    WeightTransferEngineFactory.register_engine(SHARED, SharedTensors)
 
 
 def _place(setup: Setup, rank: int, port: int) -> dict[str, str]:
