@@ -2,6 +2,9 @@
 
 import multiprocessing
 import os
+import re
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +42,22 @@ def test_a_process_whose_parent_died_before_it_began_does_nothing(tmp_path: Path
     parent.join()
     wait_for_end(child)
     assert not (tmp_path / "served").exists()
+
+
+def crash(orders):
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with serving(orders):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_process_that_crashes_says_where(capfd):
+    ours, theirs = SPAWN.Pipe()
+    process = SPAWN.Process(target=crash, args=(theirs,))
+    process.start()
+    process.join()
+    ours.close()
+    assert process.exitcode == -signal.SIGSEGV
+    assert re.search("Segmentation fault.* in crash", capfd.readouterr().err, re.DOTALL)
 
 
 FAULTS = """

@@ -1,6 +1,7 @@
 """Processes that work for another one: they end with it, and how one ended is told in words."""
 
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -72,8 +73,10 @@ class Failed:
 def serving(orders: Connection) -> Iterator[None]:
     """The life of a process that takes orders: it ends when they do, or says which error ended it.
 
-    The other end of the connection gets a `Failed`; the traceback is in the log.
+    The other end of the connection gets a `Failed`; the traceback is in the log. A process that
+    crashes, as by a segmentation fault, can send nothing: where it was then is in the log too.
     """
+    faulthandler.enable()
     end_with_parent()
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid != os.getppid():
