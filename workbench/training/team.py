@@ -102,6 +102,11 @@ class Team:
             dist.all_reduce(tensor)
         return tensor
 
+    def norm(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The length of all together, of which each process may have a part."""
+        part = torch.nn.utils.get_total_norm([own(tensor) for tensor in tensors])
+        return part if self.size == 1 else self.total(part.square()).sqrt()
+
     def agreed(self, tensor: Tensor) -> Tensor:
         """The leader's tensor: where rounding may differ, no process goes another way."""
         if self.size == 1:
@@ -231,8 +236,21 @@ def join(store: dist.Store, rank: int, size: int, resources: Resources) -> Devic
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which each process may have a part: on all of them, asked for by all."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """A tensor of which each process may have a part, rows of it: on all, asked for by all.
+
+    By a plain collective, which is over when it returns. A DTensor's own `full_tensor` goes through
+    torch's functional ones, whose results other threads may still hold; in those a test process
+    has crashed once, of some hundred thousand.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    size, rows = tensor.device_mesh.size(), tensor.shape[0]
+    most, part = -(-rows // size), tensor.to_local()
+    filled = part.new_zeros(most, *tensor.shape[1:])
+    filled[: len(part)] = part
+    parts = [torch.empty_like(filled) for _ in range(size)]
+    dist.all_gather(parts, filled)
+    return torch.cat(parts)[:rows]
 
 
 def in_shards(model: nn.Module) -> bool:

@@ -16,7 +16,6 @@ from workbench.training.scoring import fill, idle, lay_out, share_filled
 from workbench.training.sequences import Sequence
 from workbench.training.statistics import ratio_statistics
 from workbench.training.tally import Tally
-from workbench.training.team import whole
 from workbench.training.trainer import Lane, Trainer
 
 PARTS = ("rollouts", "demonstrations", "auxiliary")  # of a step's loss
@@ -176,7 +175,9 @@ def _apply(trainer: Trainer, tally: Tally, loss: float) -> None:
         # in which momentum goes on, and not no update.
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, settings.max_norm)).item()
+    length = trainer.team.norm([p.grad for p in parameters if p.grad is not None])
+    torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_norm, length)
+    norm = length.item()
     total_updates = trainer.recipe.steps * trainer.recipe.updates_per_batch
     total_updates *= trainer.recipe.epochs_per_batch
     rate = settings.learning_rate * settings.schedule(progress.updates, total_updates)
