@@ -3,10 +3,11 @@
     python benchmarks/processor.py             # two Markdown tables; --rounds
 
 The first has a layer's products, forward and backward, on one thread by torch's own choice of
-library (MKL) and by oneDNN. The second has the parts of a step of 256 responses of 64 tokens of the
-embedded model (Dr. GRPO, every second one counts as right), by the clock: as it is, and with one
-thing as torch or a plain program would have it. The ways take their steps in turn in one process,
-and the median of the rounds counts.
+library (MKL) and by oneDNN: how fast, and the largest error of the weight's gradient, a sum over
+all rows of products of normal numbers. The second has the parts of a step of 256 responses of 64
+tokens of the embedded model (Dr. GRPO, every second one counts as right), by the clock: as it is,
+and with one thing as torch or a plain program would have it. The ways take their steps in turn in
+one process, and the median of the rounds counts.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +59,27 @@ def main() -> None:
 def libraries(rounds: int) -> None:
     """Prints how many operations a second one thread gets out of a layer's three products."""
     torch.set_num_threads(1)
-    print("\n| layer | torch's own, GFLOP/s | oneDNN, GFLOP/s |\n| --- | ---: | ---: |")
+    print("\n| layer | library | GFLOP/s | largest error |\n| --- | --- | ---: | ---: |")
     for inputs, outputs in SHAPES:
         layer, given = nn.Linear(inputs, outputs), torch.randn(ROWS, inputs, requires_grad=True)
-        ways = {
-            "own": lambda layer=layer, given=given: forth_and_back(layer, given),
-            "oneDNN": lambda layer=layer, given=given: forth_and_back(
-                lambda x: products._Linear.apply(x, layer.weight, layer.bias), given
+        ways: dict[str, Callable[[Tensor], Any]] = {
+            "torch's own": layer,
+            "oneDNN": lambda rows, layer=layer: products._Linear.apply(
+                rows, layer.weight, layer.bias
             ),
         }
-        found = in_turn(ways, rounds)
-        rates = [
-            f"{6 * ROWS * inputs * outputs / each['seconds'] / 1e9:.0f}" for each in found.values()
-        ]
-        print(f"| {inputs} to {outputs} | {' | '.join(rates)} |", flush=True)
+        calls = {name: partial(forth_and_back, way, given) for name, way in ways.items()}
+        for name, found in in_turn(calls, rounds).items():
+            rate = 6 * ROWS * inputs * outputs / found["seconds"] / 1e9
+            error = error_of(ways[name], layer.weight, given)
+            print(f"| {inputs} to {outputs} | {name} | {rate:.0f} | {error:.1e} |", flush=True)
+
+
+def error_of(way: Callable[[Tensor], Any], weight: Tensor, given: Tensor) -> float:
+    """How far the weight's gradient is from that in double precision, at most."""
+    towards = torch.randn(len(given), len(weight), generator=torch.Generator().manual_seed(0))
+    (found,) = torch.autograd.grad(way(given), weight, towards)
+    return float((found - towards.double().T @ given.detach().double()).abs().max())
 
 
 def forth_and_back(layer: Callable[[Tensor], Any], given: Tensor) -> Parts:
