@@ -1,8 +1,9 @@
 """Products of float32 matrices by oneDNN, where the library that torch takes for them is slow.
 
 torch multiplies float32 on a processor by MKL, which uses half the width of the vector units of
-AMD's: 105 GFLOP/s of a core where oneDNN, which is in torch as well, reaches 230. Both compute in
-float32; sums are in another order. Elsewhere, and for anything else, torch does what it ever does.
+AMD's; oneDNN, which is in torch as well, uses all of it and is twice as fast there
+(`benchmarks/processor.py`). Both compute in float32; sums are in another order. Elsewhere, and for
+anything else, torch does what it ever does.
 """
 
 from collections.abc import Callable
