@@ -17,6 +17,7 @@ from workbench.problems import Verdict, verify
 from workbench.problems.isolation import Graders
 from workbench.problems.verifier import MathMatch, choice
 
+QUESTIONS = 250
 FORMS = {
     "as it is": lambda gold: gold,
     "in dollars": lambda gold: f"${gold.strip('$')}$",
@@ -36,6 +37,11 @@ def main(folder: Path) -> None:
         for path in sorted(folder.glob("*.jsonl"))
         for line in path.read_text().splitlines()
     ]
+    if len(golds) < QUESTIONS:
+        raise SystemExit(
+            f"{folder} has {len(golds)} golds in *.jsonl, and {QUESTIONS} questions are drawn; "
+            "name a folder of benchmark files"
+        )
     letters = [gold for gold in golds if choice(gold)]
     others = [gold for gold in golds if not choice(gold)]
     print(f"| form | {len(others):,} golds | {len(letters):,} letters |\n| --- | ---: | ---: |")
@@ -45,7 +51,7 @@ def main(folder: Path) -> None:
     # As rollouts are: each question answered eight times, half of them right in some form.
     draw, forms = random.Random(0), list(FORMS.values())
     answers = []
-    for gold in draw.sample(golds, 250):
+    for gold in draw.sample(golds, QUESTIONS):
         for _ in range(8):
             said = gold if draw.random() < 0.5 else draw.choice(golds)
             answers.append((rf"so \boxed{{{draw.choice(forms)(said)}}}", gold))
