@@ -20,18 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scaling import Parts, in_turn, opened
+from scaling import Parts, in_turn, one_step, opened
 from sides import model_in
 from torch import Tensor, nn
 
 from workbench import products
 from workbench.provenance import cores
 from workbench.rollout import transformers_engine
-from workbench.training.sampling import grade, sample
-from workbench.training.scoring import collate
-from workbench.training.tally import Tally
 from workbench.training.trainer import Trainer
-from workbench.training.update import update
 
 ROWS, SHAPES = 1024, ((128, 128), (128, 512), (512, 128))  # of a micro-batch; of the model's layers
 GROUP, TOKENS = 32, 64
@@ -91,15 +87,9 @@ def forth_and_back(layer: Callable[[Tensor], Any], given: Tensor) -> Parts:
 
 
 def step(trainer: Trainer, way: Way) -> Parts:
-    """Seconds, by the clock, of a step's rollouts and of what is learnt from them, in some way."""
-    problems = list(trainer.data.train[: trainer.recipe.questions])
+    """Seconds, by the clock, of the parts of a step in some way."""
     with way(trainer):
-        began = time.perf_counter()
-        rollouts = sample(trainer, problems, 1)
-        drawn = time.perf_counter()
-        sequences = grade(trainer, problems, rollouts)
-        update(trainer, sequences, collate(trainer, sequences), Tally())
-        return {"rollouts": drawn - began, "update": time.perf_counter() - drawn}
+        return one_step(trainer, time.perf_counter)
 
 
 @contextmanager

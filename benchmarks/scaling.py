@@ -105,15 +105,15 @@ def steps_of(trainers: Mapping[int, Trainer], rounds: int) -> dict[int, Parts]:
     return in_turn(sizes, rounds)
 
 
-def one_step(trainer: Trainer) -> Parts:
-    """Processor seconds of one step's rollouts and of what is learnt from them."""
+def one_step(trainer: Trainer, clock: Callable[[], float] = time.process_time) -> Parts:
+    """Seconds, by some clock, of one step's rollouts and of what is learnt from them."""
     problems = list(trainer.data.train[:QUESTIONS])
-    began = time.process_time()
+    began = clock()
     rollouts = sample(trainer, problems, 1)
-    drawn = time.process_time()
+    drawn = clock()
     sequences = grade(trainer, problems, rollouts)
     update(trainer, sequences, collate(trainer, sequences), Tally())
-    return {"rollouts": drawn - began, "update": time.process_time() - drawn}
+    return {"rollouts": drawn - began, "update": clock() - drawn}
 
 
 def loads(root: Path, rounds: int) -> dict[int, Parts]:

@@ -70,9 +70,15 @@ class _Parts:
 
     def add(self, left: Tensor, right: Tensor, tokens: Tokens) -> None:
         """Adds the products of the rows of two matrices to the parts that the rows are in."""
-        left, right = left.flatten(0, -2).float(), right.flatten(0, -2).float()
+        left, right = left.flatten(0, -2), right.flatten(0, -2)
+        if right.device.type == "cpu":  # else oneDNN makes a program for each part's number of rows
+            right = right.float()
+        left = left.to(right.dtype)
         for part, here in tokens.among(len(right)):
-            self.added[part].addmm_(left[here].T, right[here])
+            if right.dtype == torch.float32:
+                self.added[part].addmm_(left[here].T, right[here])
+            else:
+                self.added[part] += left[here].T @ right[here]
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -63,9 +64,9 @@ def _optimizer_step(
     losses = torch.zeros(len(PARTS), dtype=torch.float64)
     # Streams are told apart by what each adds to the gradient, for the map is linear. So are blocks
     # where a pass cannot be parted.
-    together = blocks if partings else 1
-    for first in range(0, 2 * blocks, together):
-        chosen = [row for row in rows if first <= part[row] < first + together]
+    at_once = blocks if partings else 1
+    for first in range(0, 2 * blocks, at_once):
+        chosen = [row for row in rows if first <= part[row] < first + at_once]
         losses += sum(trainer.each(trainer.micro_batches(sequences, chosen), learning))
         trainer.gather_gradients()
         after = trainer.sketch(_gradients(trainer)) if chosen else before
@@ -80,8 +81,9 @@ def _optimizer_step(
     apart = team.total(torch.stack(added)).unflatten(0, (2, -1))
     parts = apart
     if partings:
-        whole_parts = torch.stack([parting.parts for parting in partings]).sum(dim=0)
-        parts = team.total(whole_parts).unflatten(0, (2, -1))
+        # Of one lane, the only one that a large model has, no second copy.
+        together = reduce(torch.add, [parting.parts for parting in partings])
+        parts = team.total(together).unflatten(0, (2, -1))
     sizes = torch.tensor(block).bincount().to(before)
     _gradient_statistics(trainer, Blocks(apart.sum(dim=1), parts, sizes), tally)
     trainer.progress.trained_tokens += sum(len(sequences[row].response) for row in rows)
