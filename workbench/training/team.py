@@ -248,9 +248,9 @@ def whole(tensor: Tensor) -> Tensor:
     most, part = -(-rows // size), tensor.to_local()
     filled = part.new_zeros(most, *tensor.shape[1:])
     filled[: len(part)] = part
-    parts = [torch.empty_like(filled) for _ in range(size)]
-    dist.all_gather(parts, filled)
-    return torch.cat(parts)[:rows]
+    found = part.new_empty(most * size, *tensor.shape[1:])
+    dist.all_gather(list(found.split(most)), filled)
+    return found[:rows]
 
 
 def in_shards(model: nn.Module) -> bool:
