@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ WIDTHS = (64, 128, 256, 512)  # of the hidden state; the layers are always 4
 RUNS = (50, 100, 200, 400)
 
 Parts = dict[str, float]  # seconds of each part
+Key = TypeVar("Key", int, str)  # a size, or the name of what is tried
 
 
 def main() -> None:
@@ -139,7 +140,7 @@ def loads(root: Path, rounds: int) -> dict[int, Parts]:
     return in_turn({count: lambda count=count: one(count) for count in RUNS}, rounds)
 
 
-def in_turn(sizes: Mapping[int, Callable[[], Parts]], rounds: int) -> dict[int, Parts]:
+def in_turn(sizes: Mapping[Key, Callable[[], Parts]], rounds: int) -> dict[Key, Parts]:
     """The median seconds of every part, after one round that does not count."""
     taken = [{size: take() for size, take in sizes.items()} for _ in range(rounds + 1)][1:]
     return {

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,10 @@ class Fragile(Verifier):
         if response in DEEDS:
             DEEDS[response]()
         return verify(response, gold) if response != "a value" else "correct"  # type: ignore
+
+
+def processes_of(several: Graders) -> list[subprocess.Popen[bytes] | None]:
+    return [each._process for each in several._waiting]
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +120,18 @@ def test_several_processes_give_the_verdicts_of_one_in_order() -> None:
     expected = [Fragile()(*each) for each in answers[:-1]]
     assert several(answers) == [*expected, Verdict.TIMEOUT]
     assert several(answers[:-1]) == expected  # the one that was killed is there again
-    assert len(several._all) == 3
+    assert len(processes_of(several)) == 3
+    several.close()
+
+
+def test_answers_are_graded_while_whoever_asks_does_other_things() -> None:
+    several = Graders(Fragile(), processes=2, seconds=300)
+    asked = [several.ask(rf"\boxed{{{n}}}", "7") for n in range(20)]
+    assert not wait(asked, timeout=300).not_done  # nobody asks again
+    asked.append(several.ask("hang", "7"))
+    assert several.ask(r"\boxed{7}", "7").result(300) is Verdict.CORRECT  # of the other process
+    assert not asked.pop().done()
+    assert [each.result().value for each in asked].count("correct") == 1
     several.close()
 
 
@@ -124,7 +140,7 @@ def test_a_call_that_is_left_in_the_middle_leaves_no_answer_for_the_next(
 ) -> None:
     several = Graders(Fragile(), processes=2, seconds=300)
     assert several([(r"\boxed{7}", "7")]) == [Verdict.CORRECT]
-    (process,) = (each._process for each in several._all)
+    (process,) = processes_of(several)
     with pytest.raises(interrupted):
         several([("interrupt", "7"), ("sleep", "7")])
     assert process is not None
@@ -143,12 +159,15 @@ def test_whoever_waits_is_told_that_it_goes_on_and_may_leave() -> None:
             raise Enough
 
     several, told, before = Graders(Fragile(), processes=2, seconds=600), [], 0
-    assert several([(r"\boxed{7}", "7")], lambda: told.append(0)) == [Verdict.CORRECT]
+    asked = several.ask(r"\boxed{7}", "7")
+    assert several.said([asked], lambda: told.append(0)) == [Verdict.CORRECT]
     before = len(told)
     assert before > 0
+    asked = [several.ask("hang", "7") for _ in range(40)]
     with pytest.raises(Enough):
-        several([("hang", "7")] * 40, get_on)
-    assert several._all == []
+        several.said(asked, get_on)
+    assert processes_of(several) == []
+    assert sum(each.cancelled() for each in asked) == 38  # and two had a process each
 
 
 @pytest.mark.parametrize(("allowed", "found"), [(1, 1), (3, 3), (100, 8)])
@@ -181,7 +200,7 @@ def interrupted() -> Iterator[type[Exception]]:
 def test_no_answers_need_no_process() -> None:
     several = Graders(MathMatch(), processes=3)
     assert several([]) == []
-    assert several._all == []
+    assert processes_of(several) == []
 
 
 THEIRS = """

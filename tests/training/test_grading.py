@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -96,15 +97,63 @@ def test_a_stop_ends_the_grading_of_a_step_that_then_never_began(
     graders(verifier).seconds = 20
     with pytest.raises(Interrupted, match="after step 0 of 4"):
         train(trainer, run, stopping=lambda: beats.count(True) > 2)
-    assert graders(verifier)._all == []
+    assert graders(verifier)._waiting == {}
     assert [row["step"] for row in run.rows()] == [0]
+
+
+class Writes(Verifier):
+    """Says in a file what it has graded."""
+
+    file: str
+
+    def __call__(self, response: str, gold: str) -> Verdict:
+        with Path(self.file).open("a") as file:
+            file.write(f"{gold}\n")
+        return Verdict.WRONG
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_answers_are_graded_while_others_are_drawn(
+    count: int, small, trainer_of, tmp_path: Path, threads
+) -> None:
+    trainer, file, drawn = trainer_of(small), tmp_path / "graded", []
+    verifier, generate = Writes(str(file)), trainer.engine.generate
+    trainer.data = dataclasses.replace(trainer.data, verifier=verifier)
+    problems = list(trainer.data.train[:16])
+
+    def patient(requests, decoding, hear):
+        """Draws no more than one question's answers until one of them is graded."""
+
+        def heard(place, responses):
+            hear(place, responses)
+            drawn.append(place)
+            limit = time.monotonic() + 300
+            while problems[drawn[0]].answer not in graded(file):
+                assert time.monotonic() < limit, "nothing is graded before all is drawn"
+                time.sleep(0.01)
+
+        return generate(requests, decoding, heard)
+
+    trainer.engine.generate = patient
+    threads(count)
+    rollouts = sample(trainer, problems, 1)
+    assert sorted(drawn) == list(range(16))
+    sequences = grade(trainer, problems, rollouts, demonstrations=False)
+    graders(verifier).close()
+    assert graded(file) == sorted(s.problem.answer for s in sequences)
+
+
+def graded(file: Path) -> list[str]:
+    """The golds of what `Writes` has graded, in order."""
+    examples = {gold for _, gold in Verifier.examples}
+    lines = file.read_text().splitlines() if file.exists() else []
+    return sorted(line for line in lines if line not in examples)
 
 
 def test_a_step_goes_on_when_grading_hangs(small, trainer_of) -> None:
     trainer = trainer_of(small)
     problems = list(trainer.data.train[:2])
-    rollouts = sample(trainer, problems, 1)
-    texts = [trainer.policy.decode(r.tokens) for each in rollouts for r in each]
+    texts = [answer.text for each in sample(trainer, problems, 1) for answer in each]
     digit = min("0123456789", key=lambda d: abs(sum(d in text for text in texts) - 2))
     hanging = sum(digit in text for text in texts)
     assert 0 < hanging < len(texts)
@@ -112,7 +161,7 @@ def test_a_step_goes_on_when_grading_hangs(small, trainer_of) -> None:
     trainer.data = dataclasses.replace(trainer.data, verifier=verifier)
     graders(verifier).seconds = 1
     tally = Tally()
-    rollout_statistics(grade(trainer, problems, rollouts), tally)
+    rollout_statistics(grade(trainer, problems, sample(trainer, problems, 1)), tally)
     graders(verifier).close()
     counted = tally.metrics()
     assert counted["verdict/timeout"] == hanging

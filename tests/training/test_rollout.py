@@ -271,6 +271,40 @@ def test_what_ends_one_thread_ends_the_call(policy, threads):
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_request_is_heard_of_once_and_when_its_last_response_ends(policy, threads, count):
+    """Before the last token is drawn, by calls of `get_on`, unless it has responses up to it."""
+    engine, beats, heard = engine_of(policy), [], {}
+    engine.get_on = lambda: beats.append(0)
+
+    def hear(place, responses):
+        assert place not in heard
+        heard[place] = responses, len(beats)
+
+    threads(count)
+    asked = requests(policy, 12)
+    decoding = Decoding(1.0, 1.0, 64)
+    found = engine.generate(asked, decoding, hear)
+    assert [heard[place][0] for place in range(len(asked))] == found
+    at = [heard[place][1] for place in range(len(asked))]
+    assert min(at) < len(beats) and len(set(at)) > 2
+    for (_, beat), responses in zip(heard.values(), found, strict=True):
+        assert beat >= max(len(r.tokens) for r in responses) or count > 1
+    assert found == engine_of(policy).generate(asked, decoding)
+
+
+def test_whoever_hears_of_responses_may_end_the_call(policy, threads):
+    class Stop(Exception):
+        pass
+
+    def hear(place, responses):
+        raise Stop
+
+    threads(2)
+    with pytest.raises(Stop):
+        engine_of(policy).generate(requests(policy, 24), Decoding(1.0, 1.0, 64), hear)
+
+
 def spied(function, seen):
     """A function that says when it is called."""
 

@@ -135,7 +135,9 @@ def test_all_processes_answer_in_an_evaluation_and_say_what_one_does(
         data = open_data(run, policy.tokenizer)
         measure(run, policy, engine, data, plan)
         requests = [Request(prompt_ids(policy.tokenizer, data.prompt, "2+2"), 3, s) for s in (1, 2)]
-        answers = engine.generate(requests, Decoding(1.0, 1.0, 24))
+        heard = {}
+        answers = engine.generate(requests, Decoding(1.0, 1.0, 24), heard.__setitem__)
+        assert [heard[place] for place in range(2)] == answers
         counts = parquet.read_table(run.evaluation_path(plan)).to_pylist()
         found.append((counts, [[response.tokens for response in each] for each in answers]))
     assert found[0] == found[1]

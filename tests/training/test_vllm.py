@@ -93,7 +93,9 @@ def test_greedy_outputs_are_those_of_the_transformers_engine(engine, policy, pro
 
 def test_log_probabilities_of_what_it_draws_are_the_trainers(engine, policy, prompts):
     asked = requests(prompts, 8)
-    found = engine.generate(asked, DRAWN)
+    heard = {}
+    found = engine.generate(asked, DRAWN, heard.__setitem__)
+    assert [heard[place] for place in range(len(asked))] == found
     sequences = [
         Sequence(
             Problem("p", "q", "a"),

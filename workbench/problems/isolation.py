@@ -3,6 +3,8 @@
 Algebra on what a model wrote can take for ever, bring a parser down, or print a gigabyte. The
 process reads texts as lines of JSON and answers each with one verdict on a pipe of its own; what it
 prints goes nowhere, and its memory is limited. One that is late is killed, and the next is started.
+
+A thread waits for each process, so that answers are graded while more of them are drawn.
 """
 
 import atexit
@@ -15,10 +17,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from threading import Condition, Thread
 from typing import IO
 from zlib import crc32
 
@@ -28,7 +32,7 @@ from workbench.processes import end_with_parent
 from workbench.provenance import cores
 
 MOST = 8  # processes of one verifier
-WORTH_A_PROCESS = 16  # responses at a time: one more takes a second or two to start
+WORTH_A_PROCESS = 16  # responses that wait: one more takes a second or two to start
 LOOK = 1.0  # seconds without an answer after which whoever waits for one is told that it goes on
 START_SECONDS = 300.0  # to import what it needs, on a busy machine
 CHUNK = select.PIPE_BUF  # what a pipe that can be written takes at once without blocking
@@ -39,23 +43,13 @@ _allowed = [MOST]  # the one number that `allow` sets
 
 
 def allow(processes: int) -> None:
-    """Lets verifiers have so many processes: cores that this one may use, idle while it waits."""
+    """Lets verifiers have so many processes: cores that this one may use."""
     _allowed[0] = processes
 
 
-def verdicts(
-    verifier: Verifier,
-    answers: Sequence[tuple[str, str]],
-    get_on: Callable[[], object] = bool,
-) -> list[Verdict]:
-    """The verdicts on responses with their golds, as training asks for them.
-
-    Several at a time, in processes of their own, if the verifier interprets what it reads; `get_on`
-    is then called between answers, and at least once a second, and what it raises ends the call.
-    """
-    if not verifier.interprets:
-        return [verifier(response, gold) for response, gold in answers]
-    return graders(verifier)(answers, get_on)
+def verdicts(verifier: Verifier, answers: Sequence[tuple[str, str]]) -> list[Verdict]:
+    """The verdicts on responses with their golds, as training asks for them; see `Graders`."""
+    return graders(verifier)(answers)
 
 
 @lru_cache(maxsize=8)
@@ -66,9 +60,11 @@ def graders(verifier: Verifier) -> "Graders":
     return found
 
 
-@dataclass
+@dataclass(eq=False)
 class Graders:
     """Several processes of one verifier, each with one response at a time.
+
+    A verifier that interprets nothing needs none: it answers where it is asked.
 
     Attributes:
         verifier, seconds, memory: see `Isolated`.
@@ -79,111 +75,141 @@ class Graders:
     processes: int
     seconds: float = 5.0
     memory: int = 4 * 2**30
-    _all: list["Isolated"] = field(default_factory=list, init=False)
+    # By process what it begins with, and the lock of it all.
+    _waiting: dict["Isolated", deque["Asked"]] = field(default_factory=dict, init=False)
+    _threads: list[Thread] = field(default_factory=list, init=False)
+    _changed: Condition = field(default_factory=Condition, init=False)
 
-    def __call__(
-        self, answers: Sequence[tuple[str, str]], get_on: Callable[[], object] = bool
+    def __call__(self, answers: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """The verdicts on responses with their golds; raises what `said` does."""
+        return self.said([self.ask(*each) for each in answers])
+
+    def ask(self, response: str, gold: str) -> "Future[Verdict]":
+        """A verdict to be: it is found while whoever asks does other things."""
+        asked = Asked(response, gold)
+        if not self.verifier.interprets:
+            asked.verdict.set_result(self.verifier(response, gold))
+            return asked.verdict
+        with self._changed:
+            count, busy = len(self._waiting), sum(map(len, self._waiting.values()))
+            if count < min(self.processes, 1 + busy // WORTH_A_PROCESS):
+                self._start()
+            # A gold's answers begin with one process, which then parses it once.
+            queues = list(self._waiting.values())
+            queues[crc32(gold.encode(errors="surrogatepass")) % len(queues)].append(asked)
+            self._changed.notify_all()
+        return asked.verdict
+
+    def said(
+        self, asked: Sequence["Future[Verdict]"], get_on: Callable[[], object] = bool
     ) -> list[Verdict]:
-        """The verdicts on responses with their golds; raises what `Isolated` and `get_on` do."""
-        wanted = min(self.processes, -(-len(answers) // WORTH_A_PROCESS))
-        while len(self._all) < wanted:
-            self._all.append(Isolated(self.verifier, memory=self.memory))
-        # A gold's answers go to one process, which then parses it once; one that has no more helps.
-        waiting: list[deque[int]] = [deque() for _ in range(wanted)]
-        for place, (_, gold) in enumerate(answers):
-            waiting[crc32(gold.encode(errors="surrogatepass")) % wanted].append(place)
-        try:
-            found = self._grade(answers, waiting, get_on)
-        except BaseException:
-            self.close()  # answers that nobody waits for any more must not meet the next call
-            raise
-        return [found[place] for place in range(len(answers))]
+        """The verdicts that were asked for, once they are there.
 
-    def _grade(
-        self,
-        answers: Sequence[tuple[str, str]],
-        waiting: list[deque[int]],
-        get_on: Callable[[], object],
-    ) -> dict[int, Verdict]:
-        """The verdicts by place; `waiting` has the places that each process begins with."""
-        busy: dict[int, int] = {}  # the place of the response that each process has
-        found: dict[int, Verdict] = {}
-        while len(found) < len(answers):
-            for number, isolated in enumerate(self._all[: len(waiting)]):
-                mine = waiting[number] or max(waiting, key=len)
-                if number not in busy and mine:
-                    busy[number] = mine.popleft()
-                    isolated.seconds = self.seconds
-                    isolated.begin(*answers[busy[number]])
-            exchange([self._all[number] for number in busy])
-            get_on()
-            for number in [number for number in busy if self._all[number].done]:
-                found[busy.pop(number)] = self._all[number].end()
-        return found
+        `get_on` is called once a second until then; what it raises ends them all.
+
+        Raises:
+            RuntimeError: the verifier cannot be started at all.
+        """
+        try:
+            missing = True
+            while missing:
+                get_on()
+                found, missing = wait(asked, LOOK, FIRST_EXCEPTION)
+                for each in found:
+                    each.result()  # may raise
+            return [each.result() for each in asked]
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Ends the processes."""
-        while self._all:
-            self._all.pop().close()
+        """Ends the processes, and lets go of what was asked of them."""
+        with self._changed:
+            for isolated, waiting in self._waiting.items():
+                isolated.end()
+                for asked in waiting:
+                    asked.verdict.cancel()
+            self._waiting = {}
+            self._changed.notify_all()
+        while self._threads:
+            self._threads.pop().join()
+
+    def _start(self) -> None:
+        isolated = Isolated(self.verifier, memory=self.memory)
+        self._waiting[isolated] = deque()
+        self._threads.append(Thread(target=self._work, args=[isolated], daemon=True))
+        self._threads[-1].start()
+
+    def _work(self, isolated: "Isolated") -> None:
+        """Has a process answer what waits for it, and then for others, until it is ended."""
+        while asked := self._next(isolated):
+            isolated.seconds = self.seconds
+            try:
+                asked.verdict.set_result(isolated(asked.response, asked.gold))
+            except Exception as error:  # for whoever waits for the verdict
+                asked.verdict.set_exception(error)
+        isolated.close()
+
+    def _next(self, isolated: "Isolated") -> "Asked | None":
+        with self._changed:
+            self._changed.wait_for(lambda: isolated.ended or any(self._waiting.values()))
+            if isolated.ended:
+                return None
+            return (self._waiting[isolated] or max(self._waiting.values(), key=len)).popleft()
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A response with its gold, and the verdict on it, once it is there."""
+
+    response: str
+    gold: str
+    verdict: "Future[Verdict]" = field(default_factory=Future)
 
 
 @dataclass(eq=False)
 class Isolated:
     """A verifier that answers every response with a `Verdict`, whatever the response does to it.
 
-    It is asked by `begin`, `exchange` until it is `done`, and `end`; or called, which is all of it.
-
     Attributes:
         verifier: called with a response and a gold.
         seconds: wall-clock time for one response; TIMEOUT after it.
         memory: bytes that the process may use for it; ERROR beyond that, as after any crash.
+        ended: whether it is to answer no more.
     """
 
     verifier: Verifier
     seconds: float = 5.0
     memory: int = 4 * 2**30
+    ended: bool = field(default=False, init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _answers: int = field(default=-1, init=False)
-    _next: bytes = field(default=b"", init=False)  # what it is asked when it has started
-    _text: bytes = field(default=b"", init=False)  # what is still to be written to it
-    _answer: bytes = field(default=b"", init=False)  # what it has said
-    _died: bool = field(default=False, init=False)
-    _deadline: float = field(default=0.0, init=False)
 
     def __call__(self, response: str, gold: str) -> Verdict:
-        """The verdict on a response; raises what `end` does."""
-        self.begin(response, gold)
-        while not self.done:
-            exchange([self])
-        return self.end()
+        """The verdict on a response; a process that is late or dead is ended, and is none of it.
 
-    def begin(self, response: str, gold: str) -> None:
-        """Asks for the verdict on a response, once the process is there."""
-        text = json.dumps([response, gold]).encode() + b"\n"
-        if self._process is None:
-            self._start()
-            self._next = text
-        else:
-            self._ask(text, self.seconds)
-
-    @property
-    def done(self) -> bool:
-        """Whether there is an answer, or will be none."""
-        return self._said or self._died or time.monotonic() >= self._deadline
-
-    def end(self) -> Verdict:
-        """The verdict; a process that is late or dead is ended, and the next ask starts another.
+        The process ends with the thread that makes the first call.
 
         Raises:
             RuntimeError: the verifier cannot be started at all.
         """
-        if self._said:
-            return Verdict(self._answer.decode().strip())
+        process = self._process or self._start()
+        said, otherwise = self._ask(
+            process, json.dumps([response, gold]).encode() + b"\n", self.seconds
+        )
+        if said.endswith(b"\n"):
+            return Verdict(said.decode().strip())
         self.close()
-        if self._next:
-            why = self._answer.decode(errors="replace")
-            raise RuntimeError(f"{self.verifier} cannot be started in a process of its own: {why}")
-        return Verdict.ERROR if self._died else Verdict.TIMEOUT
+        return otherwise
+
+    def end(self) -> None:
+        """Has the thread that waits for an answer wait no longer; what it is given means nothing.
+
+        That thread calls `close`.
+        """
+        self.ended = True
+        if (process := self._process) is not None:
+            process.kill()
 
     def close(self) -> None:
         """Ends the process."""
@@ -193,19 +219,10 @@ class Isolated:
             os.close(self._answers)
             self._process = None
 
-    @property
-    def _said(self) -> bool:
-        return self._answer.endswith(b"\n") and not self._next
-
-    @property
-    def _stdin(self) -> int:
-        assert self._process is not None and self._process.stdin is not None
-        return self._process.stdin.fileno()
-
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
         what = json.dumps([canonical(self.verifier), imports(self.verifier), self.memory])
         self._answers, theirs = os.pipe()
-        self._process = subprocess.Popen(
+        self._process = process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(theirs), what],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -213,36 +230,37 @@ class Isolated:
             pass_fds=[theirs],
         )
         os.close(theirs)
-        self._ask(b"", START_SECONDS)
+        if self.ended:  # in the meantime
+            process.kill()
+        said, _ = self._ask(process, b"", START_SECONDS)
+        if said != READY:
+            self.close()
+            why = said.decode(errors="replace")
+            raise RuntimeError(f"{self.verifier} cannot be started in a process of its own: {why}")
+        return process
 
-    def _ask(self, text: bytes, seconds: float) -> None:
-        self._text, self._answer, self._died = text, b"", False
-        self._deadline = time.monotonic() + seconds
-
-    def _move(self, readable: bool, writable: bool) -> None:
-        """Reads some of its answer, or writes some of what it is asked."""
-        if readable:
-            part = os.read(self._answers, CHUNK)
-            self._answer += part
-            self._died = not part
-            if self._next and self._answer == READY:
-                text, self._next = self._next, b""
-                self._ask(text, self.seconds)
-        elif writable:
-            try:
-                self._text = self._text[os.write(self._stdin, self._text[:CHUNK]) :]
-            except BrokenPipeError:
-                self._died = True
-
-
-def exchange(asked: Sequence[Isolated]) -> None:
-    """Reads and writes what can be, once; waits for that, but not beyond a deadline or a `LOOK`."""
-    left = max(0.0, min(each._deadline for each in asked) - time.monotonic())
-    reading = {each._answers: each for each in asked}
-    writing = {each._stdin: each for each in asked if each._text}
-    readable, writable, _ = select.select(list(reading), list(writing), [], min(left, LOOK))
-    for each in asked:
-        each._move(each._answers in readable, each._text != b"" and each._stdin in writable)
+    def _ask(
+        self, process: subprocess.Popen[bytes], text: bytes, seconds: float
+    ) -> tuple[bytes, Verdict]:
+        """What it answers to a text: a line, or else whether it was late or died."""
+        assert process.stdin is not None
+        asking, deadline, said = process.stdin.fileno(), time.monotonic() + seconds, b""
+        while not said.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return said, Verdict.TIMEOUT
+            readable, writable, _ = select.select([self._answers], [asking] * bool(text), [], left)
+            if readable:
+                part = os.read(self._answers, CHUNK)
+                said += part
+                if not part:
+                    return said, Verdict.ERROR
+            elif writable:
+                try:
+                    text = text[os.write(asking, text[:CHUNK]) :]
+                except BrokenPipeError:
+                    return said, Verdict.ERROR
+        return said, Verdict.ERROR
 
 
 def main(answers: IO[bytes], form: str) -> None:

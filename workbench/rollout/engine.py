@@ -48,6 +48,13 @@ class Decoding:
     max_tokens: int
 
 
+Hear = Callable[[int, list[Response]], object]
+
+
+def unheard(place: int, responses: list[Response]) -> None:
+    """Nothing: whoever asks waits for all."""
+
+
 class Engine(Protocol):
     """Draws responses from the policy as it is at the time of the call.
 
@@ -57,8 +64,15 @@ class Engine(Protocol):
 
     get_on: Callable[[], object]
 
-    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
-        """For each request its responses, in order."""
+    def generate(
+        self, requests: Sequence[Request], decoding: Decoding, hear: Hear = unheard
+    ) -> list[list[Response]]:
+        """For each request its responses, in order.
+
+        `hear` is called with the place of a request and its responses once all of them are there,
+        in any order of requests and maybe from other threads, by one at a time, while more are
+        drawn; what it raises ends the call.
+        """
         ...
 
     def close(self) -> None:

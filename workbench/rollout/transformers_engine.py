@@ -1,14 +1,16 @@
 """The default engine: decodes with the trainer's own transformers model, in its process.
 
 Every prompt is read once and its keys and values repeated for its samples; finished sequences leave
-the batch. Each request draws from its own random numbers, so that what else is decoded with it
-changes nothing but rounding. So a small model's are decoded apart where there are several threads:
-each keeps a core busy, where the threads of one product wait for each other at every token.
+the batch, and a request is answered when its last one does. Each draws from its own random numbers,
+so that what else is decoded with it changes nothing but rounding. So a small model's are decoded
+apart where there are several threads: each keeps a core busy, where the threads of one product wait
+for each other at every token.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from threading import Lock
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.rollout.decoders import open_decoder
-from workbench.rollout.engine import Decoding, Request, Response
+from workbench.rollout.engine import Decoding, Hear, Request, Response, unheard
 from workbench.threads import at_once, threads_for
 
 COMPACT_BELOW = 0.75  # share of live rows at which the dead ones leave the cache
@@ -42,7 +44,9 @@ class TransformersEngine:
     _one: Lock = field(default_factory=Lock, init=False)  # thread at a time that gets on
 
     @torch.no_grad()
-    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
+    def generate(
+        self, requests: Sequence[Request], decoding: Decoding, hear: Hear = unheard
+    ) -> list[list[Response]]:
         """See `Engine.generate`."""
         if self.weights is not None:
             parameters = dict(self.model.named_parameters())
@@ -50,43 +54,50 @@ class TransformersEngine:
                 parameters[name].copy_(value)
         was_training = self.model.training
         self.model.eval()
-        found: dict[int, list[Response]] = {}
+        found: list[list[Response]] = [[] for _ in requests]
+
+        def answer(place: int, responses: list[Response]) -> None:
+            found[place] = responses
+            with self._one:
+                hear(place, responses)
+
         # Prompts of similar length together: padding is read at every step.
         order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt))
         for chunk in _chunks(requests, order, self.sequences):
-            found |= zip(chunk, self._answer([requests[i] for i in chunk], decoding), strict=True)
+            self._answer({place: requests[place] for place in chunk}, decoding, answer)
         self.model.train(was_training)
-        return [found[index] for index in range(len(requests))]
+        return found
 
     def close(self) -> None:
         """Nothing: it has no more than the trainer's model."""
 
-    def _answer(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
+    def _answer(self, requests: dict[int, Request], decoding: Decoding, answer: Hear) -> None:
         """A chunk's responses, from as many threads as have enough to do."""
-        rows = sum(r.samples for r in requests)
+        rows = sum(r.samples for r in requests.values())
         apart = max(1, min(threads_for(self.model), rows // ROWS_APART))
-        parts = _chunks(requests, range(len(requests)), -(-rows // apart))
-        given = [[requests[i] for i in part] for part in parts]
-        found = at_once(partial(self._decode, decoding=decoding), given)
-        return [responses for part in found for responses in part]
+        parts = _chunks(requests, list(requests), -(-rows // apart))
+        given = [{place: requests[place] for place in part} for part in parts]
+        at_once(partial(self._decode, decoding=decoding, answer=answer), given)
 
     @torch.no_grad()
-    def _decode(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
+    def _decode(self, requests: dict[int, Request], decoding: Decoding, answer: Hear) -> None:
         decoder = open_decoder(
             self.model,
-            [r.prompt for r in requests],
-            [r.samples for r in requests],
+            [r.prompt for r in requests.values()],
+            [r.samples for r in requests.values()],
             decoding.max_tokens,
             self.pad,
         )
         device = decoder.logits.device
-        noise = torch.cat([_noise(r, decoding.max_tokens) for r in requests], dim=1).to(device)
+        noise = [_noise(r, decoding.max_tokens) for r in requests.values()]
+        noise = torch.cat(noise, dim=1).to(device)
         tokens = torch.full(noise.shape, self.pad, device=device)
         logprobs = torch.zeros(noise.shape, device=device)
         ends = torch.zeros(decoder.logits.shape[-1], dtype=torch.bool, device=device)
         ends[sorted(self.end)] = True
         row = torch.arange(noise.shape[1], device=device)  # which response a batch row is
         live = torch.ones_like(row, dtype=torch.bool)
+        unanswered = _columns(requests)
         for position in range(decoding.max_tokens):
             with self._one:
                 self.get_on()
@@ -104,20 +115,24 @@ class TransformersEngine:
                     kept = live.nonzero()[:, 0]
                     decoder.keep(kept)
                     row, drawn, live = row[kept], drawn[kept], live[kept]
+                    left = set(row.tolist())
+                    for place in [p for p, each in unanswered.items() if left.isdisjoint(each)]:
+                        columns = unanswered.pop(place)
+                        answer(place, self._responses(tokens, logprobs, columns, position + 1))
             decoder.step(drawn)
-        return self._responses(requests, tokens, logprobs)
+        for place, columns in unanswered.items():
+            answer(place, self._responses(tokens, logprobs, columns, decoding.max_tokens))
 
     def _responses(
-        self, requests: Sequence[Request], tokens: Tensor, logprobs: Tensor
-    ) -> list[list[Response]]:
+        self, tokens: Tensor, logprobs: Tensor, columns: range, drawn: int
+    ) -> list[Response]:
         """Cuts each column [token, response] after its first end: what follows was never live."""
-        flat = []
-        for ids, each in zip(tokens.T.tolist(), logprobs.T.tolist(), strict=True):
+        found, part = [], (slice(drawn), slice(columns.start, columns.stop))
+        for ids, each in zip(tokens[part].T.tolist(), logprobs[part].T.tolist(), strict=True):
             length = next((n for n, token in enumerate(ids, 1) if token in self.end), len(ids))
             finished = ids[length - 1] in self.end
-            flat.append(Response(tuple(ids[:length]), tuple(each[:length]), finished))
-        taken = iter(flat)
-        return [[next(taken) for _ in range(request.samples)] for request in requests]
+            found.append(Response(tuple(ids[:length]), tuple(each[:length]), finished))
+        return found
 
 
 def draw(logits: Tensor, noise: Tensor, decoding: Decoding) -> tuple[Tensor, Tensor]:
@@ -148,8 +163,17 @@ def _noise(request: Request, tokens: int) -> Tensor:
     return torch.rand(request.samples, tokens, generator=generator).T
 
 
+def _columns(requests: Mapping[int, Request]) -> dict[int, range]:
+    """Which of all responses, one after another, are each request's."""
+    ends = accumulate(request.samples for request in requests.values())
+    return {
+        place: range(end - requests[place].samples, end)
+        for place, end in zip(requests, ends, strict=True)
+    }
+
+
 def _chunks(
-    requests: Sequence[Request], order: Sequence[int], sequences: int
+    requests: Sequence[Request] | Mapping[int, Request], order: Sequence[int], sequences: int
 ) -> Iterator[list[int]]:
     """Indices of whole requests, as many as `sequences` responses allow, at least one."""
     chunk: list[int] = []

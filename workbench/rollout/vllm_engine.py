@@ -25,8 +25,10 @@ from workbench.recipe import check_vllm_temperature
 from workbench.rollout.engine import (
     Decoding,
     EngineKilled,
+    Hear,
     Request,
     Response,
+    unheard,
 )
 from workbench.rollout.vllm_process import Answer, Done, Order, Setup, serve
 
@@ -48,7 +50,9 @@ class VllmEngine:
     get_on: Callable[[], object] = bool
     _processes: dict[Connection, SpawnProcess] = field(default_factory=dict, init=False)
 
-    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
+    def generate(
+        self, requests: Sequence[Request], decoding: Decoding, hear: Hear = unheard
+    ) -> list[list[Response]]:
         """See `Engine.generate`; responses have log-probabilities where top-p is 1.
 
         Raises:
@@ -60,7 +64,7 @@ class VllmEngine:
         check_vllm_temperature(decoding.temperature)
         try:
             self._send(Order(requests, decoding, self._current()))
-            found = self._collect()
+            found = self._collect(hear)
         except BaseException:
             self.close()  # answers that nobody waits for any more must not meet the next call
             raise
@@ -100,7 +104,7 @@ class VllmEngine:
             except OSError:  # it has ended, and may have said why
                 self._hear(connection)
 
-    def _collect(self) -> dict[int, list[Response]]:
+    def _collect(self, hear: Hear) -> dict[int, list[Response]]:
         """The responses by request, once every process is done."""
         found: dict[int, list[Response]] = {}
         waiting = set(self._processes)
@@ -112,6 +116,7 @@ class VllmEngine:
                     waiting.remove(connection)
                 else:
                     found[said.index] = said.responses
+                    hear(said.index, said.responses)
                     self.get_on()
         return found
 

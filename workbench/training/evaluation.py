@@ -11,12 +11,12 @@ import pyarrow.parquet as parquet
 
 from workbench.durable import new_file
 from workbench.problems import Dataset, Problem, Verdict
-from workbench.problems.isolation import verdicts
 from workbench.recipe import Measurement
 from workbench.records import Run
 from workbench.rollout import Engine, Request, Response
 from workbench.rollout.engine import Decoding
 from workbench.schema import OTHER_VERDICTS, File
+from workbench.training.answers import ask, verdicts
 from workbench.training.data import prompt_ids
 from workbench.training.policy import Policy
 from workbench.training.randomness import seed_of
@@ -76,16 +76,11 @@ def count(
         )
         for p in problems
     ]
-    answers = engine.generate(requests, decoding)
-    given = [
-        (policy.decode(response.tokens), problem.answer)
-        for problem, responses in zip(problems, answers, strict=True)
-        for response in responses
-    ]
-    said = iter(verdicts(data.verifier, given, engine.get_on))
+    answers = ask(policy, engine, data, problems, requests, decoding)
+    said = iter(verdicts(engine, data, answers))
     return [
-        _counted(problem, responses, list(islice(said, len(responses))))
-        for problem, responses in zip(problems, answers, strict=True)
+        _counted(problem, [a.response for a in each], list(islice(said, len(each))))
+        for problem, each in zip(problems, answers, strict=True)
     ]
 
 

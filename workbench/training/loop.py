@@ -43,7 +43,9 @@ def train(
                 with tally.timed("time/grade"):
                     sequences = grade(trainer, problems, rollouts)
             rollout_statistics(sequences, tally)
-            progress.sampled_tokens += sum(len(r.tokens) for rs in rollouts for r in rs)
+            progress.sampled_tokens += sum(
+                len(answer.response.tokens) for answers in rollouts for answer in answers
+            )
             trainer.team.order("update", sequences)
             with tally.timed("time/estimate"):
                 batch = collate(trainer, sequences)

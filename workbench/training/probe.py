@@ -29,7 +29,7 @@ from workbench.schema import File
 from workbench.training.gradient import Sketch
 from workbench.training.policy import Policy
 from workbench.training.randomness import seed_of
-from workbench.training.sampling import grade, prompt_of, sample
+from workbench.training.sampling import answered, grade, prompt_of, sample
 from workbench.training.scoring import collate, score_rows, unscored
 from workbench.training.sequences import Sequence
 from workbench.training.tally import Tally
@@ -184,8 +184,7 @@ def _answers(
         Request(prompt_of(trainer, p), samples, seed_of(seed, "probe", name, p.id))
         for p in problems
     ]
-    rollouts = trainer.engine.generate(requests, trainer.decoding)
-    return grade(trainer, problems, rollouts, demonstrations)
+    return grade(trainer, problems, answered(trainer, problems, requests), demonstrations)
 
 
 def _score(trainer: Trainer, sequences: list[Sequence]) -> upge.TokenBatch:

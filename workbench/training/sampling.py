@@ -1,8 +1,8 @@
 """What a step asks and is answered: rollouts, their verdicts, and the validation split."""
 
 from workbench.problems import Problem, Verdict
-from workbench.problems.isolation import verdicts
-from workbench.rollout import Request, Response
+from workbench.rollout import Request
+from workbench.training.answers import Answer, ask, verdicts
 from workbench.training.data import end_id, prompt_ids
 from workbench.training.evaluation import Count, count
 from workbench.training.randomness import seed_of
@@ -11,8 +11,8 @@ from workbench.training.tally import Tally
 from workbench.training.trainer import Trainer
 
 
-def sample(trainer: Trainer, problems: list[Problem], step: int) -> list[list[Response]]:
-    """The rollouts of each question; none where the method reads none."""
+def sample(trainer: Trainer, problems: list[Problem], step: int) -> list[list[Answer]]:
+    """The rollouts of each question, already being graded; none where the method reads none."""
     if not trainer.method.samples_rollouts:
         return [[] for _ in problems]
     requests = [
@@ -23,40 +23,45 @@ def sample(trainer: Trainer, problems: list[Problem], step: int) -> list[list[Re
         )
         for index, problem in enumerate(problems)
     ]
-    return trainer.engine.generate(requests, trainer.decoding)
+    return answered(trainer, problems, requests)
+
+
+def answered(
+    trainer: Trainer, problems: list[Problem], requests: list[Request]
+) -> list[list[Answer]]:
+    """Rollouts as requested, each of the problem in its place."""
+    return ask(trainer.policy, trainer.engine, trainer.data, problems, requests, trainer.decoding)
 
 
 def grade(
     trainer: Trainer,
     problems: list[Problem],
-    rollouts: list[list[Response]],
+    rollouts: list[list[Answer]],
     demonstrations: bool | None = None,
 ) -> list[Sequence]:
     """All sequences of the step: graded rollouts, and demonstrations where the method uses them.
 
     `demonstrations` says whether they are taken, in place of the method. What the engine calls when
-    it got further is called between verdicts too.
+    it got further is called while verdicts are waited for, too.
     """
     demonstrated = trainer.method.needs_demonstrations if demonstrations is None else demonstrations
     policy, limit = trainer.policy, trainer.recipe.sampling.max_tokens
-    texts = [[policy.decode(r.tokens) for r in responses] for responses in rollouts]
-    given = [(t, p.answer) for p, each in zip(problems, texts, strict=True) for t in each]
-    said = iter(verdicts(trainer.data.verifier, given, trainer.engine.get_on))
+    said = iter(verdicts(trainer.engine, trainer.data, rollouts))
     end = end_id(policy.tokenizer, trainer.data.prompt, policy.end)
     found = []
-    for question, (problem, responses) in enumerate(zip(problems, rollouts, strict=True)):
+    for question, (problem, answers) in enumerate(zip(problems, rollouts, strict=True)):
         prompt = prompt_of(trainer, problem)
-        for text, response in zip(texts[question], responses, strict=True):
+        for answer in answers:
             found.append(
                 Sequence(
                     problem,
                     question,
                     prompt,
-                    response.tokens,
-                    text,
+                    answer.response.tokens,
+                    answer.text,
                     next(said),
-                    response.finished,
-                    engine_logprobs=response.logprobs,
+                    answer.response.finished,
+                    engine_logprobs=answer.response.logprobs,
                 )
             )
         if demonstrated and problem.demonstration is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
 from workbench.rollout import Engine, Request, Response
-from workbench.rollout.engine import Decoding
+from workbench.rollout.engine import Decoding, Hear, unheard
 from workbench.training.team import Team
 
 
@@ -33,8 +33,13 @@ class TeamEngine:
     team: Team
     get_on: Callable[[], object] = bool
 
-    def generate(self, requests: Sequence[Request], decoding: Decoding) -> list[list[Response]]:
-        """See `Engine.generate`; raises also what `Team.hear` does."""
+    def generate(
+        self, requests: Sequence[Request], decoding: Decoding, hear: Hear = unheard
+    ) -> list[list[Response]]:
+        """See `Engine.generate`; raises also what `Team.hear` does.
+
+        What other processes answer is heard once each has answered all of its share.
+        """
         size = self.team.size
         shares = [list(requests[rank::size]) for rank in range(size)]
         self.team.order_each("generate", [(share, decoding) for share in shares[1:]])
@@ -42,9 +47,11 @@ class TeamEngine:
         self.own.get_on = self.get_on
         found: list[list[Response]] = [[] for _ in requests]
         try:
-            found[::size] = self.own.generate(shares[0], decoding)
+            found[::size] = self.own.generate(
+                shares[0], decoding, lambda place, responses: hear(place * size, responses)
+            )
             while waiting:
-                self._listen(waiting, found)
+                self._listen(waiting, found, hear)
         except BaseException:
             self._stop(waiting)
             raise
@@ -54,7 +61,7 @@ class TeamEngine:
         """Ends its own engine; the peers' end with their processes."""
         self.own.close()
 
-    def _listen(self, waiting: list[Connection], found: list[list[Response]]) -> None:
+    def _listen(self, waiting: list[Connection], found: list[list[Response]], hear: Hear) -> None:
         ranks = {connection: rank for rank, connection in enumerate(self.team.peers, start=1)}
         for connection in wait(waiting):
             assert isinstance(connection, Connection)
@@ -62,7 +69,10 @@ class TeamEngine:
             said = self.team.hear(connection)
             if isinstance(said, Answered):
                 assert said.responses is not None
-                found[ranks[connection] :: self.team.size] = said.responses
+                places = range(ranks[connection], len(found), self.team.size)
+                for place, responses in zip(places, said.responses, strict=True):
+                    found[place] = responses
+                    hear(place, responses)
             else:
                 waiting.append(connection)
                 self.get_on()
