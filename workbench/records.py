@@ -8,7 +8,7 @@
         metrics.jsonl     one line a step, synced
         questions.jsonl   one line a step: level, rollout accuracy and gate weights of each question
         checkpoints/      step-<n>/ with safetensors and a manifest of checksums
-        evaluations/      <suite>-<hash8>.parquet, correct counts by problem
+        evaluations/      <suite>-<hash8>.parquet, correct counts by problem; a .jsonl until all are
         probes/           <what>-<hash8>.parquet, moments of the gradient, beside what was asked
         rollouts/         step-<n>.parquet, a sample of what the policy wrote
         result.json       renamed in last: training is finished
@@ -265,6 +265,10 @@ class Run:
         """Where that measurement of the final checkpoint is, or will be."""
         return self.path / File.EVALUATIONS / _evaluation_name(measurement)
 
+    def counted_path(self, measurement: Measurement) -> Path:
+        """Where the counts of the first problems are while that measurement is being made."""
+        return self.evaluation_path(measurement).with_suffix(".jsonl")
+
     def probe_path(self, probe: Probe) -> Path:
         """Where the moments of that probe are, or will be."""
         digest = fingerprint(probe)[:8]
@@ -371,9 +375,9 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def write_lines(path: Path, rows: list[Row]) -> None:
-    """Writes a record of JSON lines whole or not at all."""
-    with new_file(path, "w") as handle:
+def write_lines(path: Path, rows: list[Row], point: str = "") -> None:
+    """Writes a record of JSON lines whole or not at all; `point` as in `new_file`."""
+    with new_file(path, "w", point) as handle:
         handle.writelines(_line(row) for row in rows)
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import models, provenance
-from workbench.durable import DiskFull, Fenced, move, remove_tree, sweep
+from workbench.durable import DiskFull, Fenced, move, remove, remove_tree, sweep
 from workbench.problems import isolation
 from workbench.processes import Killed, end_with_parent
 from workbench.recipe import Measurement, Probe
@@ -164,6 +164,8 @@ def _complete(
     sweep(aside.path.parent, f".{aside.path.name}.*")
     if missing:
         _measure(run, resources, missing, stopping)
+    for each in measurements:
+        remove(run.counted_path(each), "counted")
     _probe_all(run, resources, probes, stopping)
     run.forget_failure()
 

@@ -22,7 +22,7 @@ from workbench import Data, Evaluation, Recipe, Sampling, Validation, durable, u
 from workbench.recipe import Probe
 from workbench.records import Run
 from workbench.schema import WALL_CLOCK, File
-from workbench.training import checkpoint
+from workbench.training import checkpoint, evaluation
 
 RECIPE = Recipe(
     "arithmetic-1m",
@@ -61,6 +61,7 @@ def begin(
     probed: bool = False,
     recipe: Recipe = RECIPE,
     asked: tuple[str, tuple[int, ...]] = ("", ()),
+    at_once: int = evaluation.AT_ONCE,
     **resources: Any,
 ) -> Any:
     """Starts an attempt: what the launcher and its worker do.
@@ -74,13 +75,14 @@ def begin(
         probed: whether `PROBE` is asked for.
         recipe: what the run is of.
         asked: a point at which signals arrive, and these.
+        at_once: responses of an evaluation before what was counted is written.
         resources: fields of `Resources` beside those of all attempts.
     """
     options = ["--resources", json.dumps({**RESOURCES, **resources}), "--measurements", MEASURED]
     options += ["--keep", ",".join(map(str, keep))]
     _warm()
     process = _processes.Process(
-        target=_attempt, args=(run.path, recipe, options, fault, full, probed, asked)
+        target=_attempt, args=(run.path, recipe, options, fault, full, probed, asked, at_once)
     )
     process.start()
     return process
@@ -101,6 +103,7 @@ def _attempt(
     full: str,
     probed: bool,
     asked: tuple[str, tuple[int, ...]],
+    at_once: int,
 ) -> None:
     os.setsid()
     os.environ[durable.FAULT] = fault
@@ -108,6 +111,7 @@ def _attempt(
     os.dup2(output, 1)
     os.dup2(output, 2)
     durable.passed.clear()
+    evaluation.AT_ONCE = at_once
     if full:
         _fill_the_disk_at(full.removeprefix("!"), for_ever=full.startswith("!"))
     point, signals = asked

@@ -51,6 +51,7 @@ LIVES = {
         *new("questions.jsonl"),
         "rollouts.removed",
     ],
+    "measured in parts": [*new("counted"), *new("evaluations"), "counted.removed"],
     "with an error": new("failure.json"),
     "after an error": ["failure.json.removed"],
     "with a probe": [*new("asked"), *new("probes")],
@@ -69,6 +70,7 @@ BEFORE: dict[str, tuple[dict[str, Any], int]] = {
 }
 # What the attempt of that life is asked for.
 ASKED: dict[str, dict[str, Any]] = {
+    "measured in parts": {"at_once": 2},
     "with an error": {"tokens": 0},
     "with a probe": {"probed": True},
     "for a checkpoint": {"keep": AGAIN},

@@ -34,6 +34,7 @@ FULL = {
     },
     "after a kill": {"metrics.dropped.jsonl.begun": 1, "questions.jsonl.begun": 1},
     "with a probe": {"probes.begun": 3},
+    "measured in parts": {"counted.begun": 3},
 }
 
 

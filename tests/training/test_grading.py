@@ -13,9 +13,10 @@ from workbench import Validation, replace
 from workbench.problems import Verdict, Verifier
 from workbench.problems.isolation import graders
 from workbench.recipe import Measurement
-from workbench.records import Interrupted
+from workbench.records import Interrupted, read_lines
 from workbench.resources import Resources
 from workbench.schema import OTHER_VERDICTS
+from workbench.training import evaluation
 from workbench.training.evaluation import measure
 from workbench.training.loop import train
 from workbench.training.sampling import grade, sample, validate
@@ -57,6 +58,34 @@ def test_an_evaluation_loses_no_verdict(small, trainer_of, open_run) -> None:
     assert [sum(row[name] for name in every) for row in rows] == [9] * 4
     assert [sum(row[name] for row in rows) for name in every] == [6] * 6
     assert sum(row["ungradable"] for row in rows) == 4 * 6
+
+
+def test_an_evaluation_goes_on_from_the_problems_that_are_counted(
+    small, trainer_of, open_run, monkeypatch
+) -> None:
+    trainer, run = trainer_of(small), open_run(small, seed=1)
+    plan = Measurement("chain", 3, temperature=0.6, top_p=0.95, max_tokens=9, seed=0, problems=5)
+    given = run, trainer.policy, trainer.engine, trainer.data, plan
+    measure(*given)
+    whole = parquet.read_table(run.evaluation_path(plan))
+    assert not run.counted_path(plan).exists()  # all were one part
+    run.evaluation_path(plan).unlink()
+    monkeypatch.setattr(evaluation, "AT_ONCE", 7)
+    asked, generate = [], trainer.engine.generate
+
+    def stopped(requests, *more):
+        asked.append(len(requests))
+        if len(asked) == 2:
+            raise Interrupted
+        return generate(requests, *more)
+
+    trainer.engine.generate = stopped
+    with pytest.raises(Interrupted):
+        measure(*given)
+    assert read_lines(run.counted_path(plan)) == whole.to_pylist()[:2]
+    measure(*given)
+    assert asked == [2, 2, 2, 1]
+    assert parquet.read_table(run.evaluation_path(plan)).equals(whole, check_metadata=True)
 
 
 def test_validation_counts_what_could_not_be_graded(small, trainer_of) -> None:

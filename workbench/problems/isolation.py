@@ -91,13 +91,13 @@ class Graders:
             asked.verdict.set_result(self.verifier(response, gold))
             return asked.verdict
         with self._changed:
-            count, busy = len(self._waiting), sum(map(len, self._waiting.values()))
-            if count < min(self.processes, 1 + busy // WORTH_A_PROCESS):
+            there, waiting = len(self._waiting), sum(map(len, self._waiting.values()))
+            if there < min(self.processes, 1 + waiting // WORTH_A_PROCESS):
                 self._start()
             # A gold's answers begin with one process, which then parses it once.
             queues = list(self._waiting.values())
             queues[crc32(gold.encode(errors="surrogatepass")) % len(queues)].append(asked)
-            self._changed.notify_all()
+            self._changed.notify()
         return asked.verdict
 
     def said(
@@ -111,10 +111,10 @@ class Graders:
             RuntimeError: the verifier cannot be started at all.
         """
         try:
-            missing = True
+            missing = set(asked)
             while missing:
                 get_on()
-                found, missing = wait(asked, LOOK, FIRST_EXCEPTION)
+                found, missing = wait(missing, LOOK, FIRST_EXCEPTION)
                 for each in found:
                     each.result()  # may raise
             return [each.result() for each in asked]
@@ -186,9 +186,9 @@ class Isolated:
     _answers: int = field(default=-1, init=False)
 
     def __call__(self, response: str, gold: str) -> Verdict:
-        """The verdict on a response; a process that is late or dead is ended, and is none of it.
+        """The verdict on a response; when its process is late or dies, the next call has another.
 
-        The process ends with the thread that makes the first call.
+        Linux ends the process with the thread that called when it was started.
 
         Raises:
             RuntimeError: the verifier cannot be started at all.
@@ -203,9 +203,9 @@ class Isolated:
         return otherwise
 
     def end(self) -> None:
-        """Has the thread that waits for an answer wait no longer; what it is given means nothing.
+        """Has the thread that is in a call leave it, with a verdict that means nothing.
 
-        That thread calls `close`.
+        That thread is to call `close`.
         """
         self.ended = True
         if (process := self._process) is not None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as parquet
 from workbench.durable import new_file
 from workbench.problems import Dataset, Problem, Verdict
 from workbench.recipe import Measurement
-from workbench.records import Run
+from workbench.records import Row, Run, read_lines, write_lines
 from workbench.rollout import Engine, Request, Response
 from workbench.rollout.engine import Decoding
 from workbench.schema import OTHER_VERDICTS, File
@@ -20,6 +20,8 @@ from workbench.training.answers import ask, verdicts
 from workbench.training.data import prompt_ids
 from workbench.training.policy import Policy
 from workbench.training.randomness import seed_of
+
+AT_ONCE = 2**14  # responses that an evaluation holds, and that the end of an attempt can cost
 
 
 @dataclass(frozen=True)
@@ -99,24 +101,37 @@ def _counted(problem: Problem, answers: list[Response], said: list[Verdict]) -> 
 def measure(
     run: Run, policy: Policy, engine: Engine, data: Dataset, measurement: Measurement
 ) -> None:
-    """Evaluates one suite and records the counts, unless they are there."""
-    path = run.evaluation_path(measurement)
+    """Evaluates one suite and records the counts, unless they are there.
+
+    Of many responses to many problems a part is drawn at a time, and what was counted is kept: the
+    next attempt goes on from there.
+    """
+    path, counted = run.evaluation_path(measurement), run.counted_path(measurement)
     if path.exists():
         return
     suite = next(s for s in data.suites if s.name == measurement.suite)
     decoding = Decoding(measurement.temperature, measurement.top_p, measurement.max_tokens)
-    problems = suite.problems[: measurement.problems]
-    counts = count(policy, engine, data, problems, measurement.samples, decoding, measurement.seed)
-    columns = {
-        "problem": [c.problem.id for c in counts],
-        "level": [c.problem.level for c in counts],
-        "samples": [c.samples for c in counts],
-        "correct": [c.correct for c in counts],
-        "tokens": [c.tokens for c in counts],
-        "truncated": [c.truncated for c in counts],
-        "ungradable": [c.ungradable for c in counts],
-        **{name: [c.verdicts[Verdict(name)] for c in counts] for name in OTHER_VERDICTS},
-    }
-    table = pa.table(columns).replace_schema_metadata({"measurement": str(measurement)})
+    problems, samples = suite.problems[: measurement.problems], measurement.samples
+    rows, together = read_lines(counted), max(1, AT_ONCE // samples)
+    for first in range(len(rows), len(problems), together):
+        part = problems[first : first + together]
+        counts = count(policy, engine, data, part, samples, decoding, measurement.seed)
+        rows += [_row(each) for each in counts]
+        if len(rows) < len(problems):
+            write_lines(counted, rows, "counted")
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({"measurement": str(measurement)})
     with new_file(path, point=File.EVALUATIONS) as handle:
         parquet.write_table(table, handle)
+
+
+def _row(count: Count) -> Row:
+    return {
+        "problem": count.problem.id,
+        "level": count.problem.level,
+        "samples": count.samples,
+        "correct": count.correct,
+        "tokens": count.tokens,
+        "truncated": count.truncated,
+        "ungradable": count.ungradable,
+        **{name: count.verdicts[Verdict(name)] for name in OTHER_VERDICTS},
+    }
