@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
+from concurrent.futures import CancelledError, wait
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from system import wait_for_end
 
 from workbench.identity import load_module
 from workbench.problems import ExactMatch, MathMatch, Verdict, Verifier, isolation, verify
-from workbench.problems.isolation import Graders, Isolated, graders, verdicts
+from workbench.problems.isolation import Graders, Isolated, graders
 
 GIGABYTE = 2**30
 
@@ -37,6 +37,7 @@ def descend() -> None:
 DEEDS: dict[str, Callable[[], object]] = {
     "hang": hang,
     "sleep": lambda: time.sleep(600),
+    r"a nap, then \boxed{7}": lambda: time.sleep(4.5),
     "raise": lambda: 1 / 0,
     "recurse": descend,
     "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -102,16 +103,23 @@ def test_one_that_hangs_is_a_timeout_at_its_own_limit(response: str) -> None:
     isolated.close()
 
 
+def test_time_that_it_does_not_spend_on_a_processor_is_not_counted(isolated: Isolated) -> None:
+    isolated.seconds = 4
+    assert isolated(r"a nap, then \boxed{7}", "7") is Verdict.CORRECT
+
+
 def test_a_gigabyte_of_output_goes_nowhere(isolated: Isolated) -> None:
     assert isolated("print", "7") in (Verdict.UNPARSABLE_ANSWER, Verdict.TIMEOUT)
     assert isolated(r"\boxed{7}", "7") is Verdict.CORRECT
 
 
 def test_only_what_interprets_answers_has_processes_of_its_own() -> None:
-    assert verdicts(ExactMatch(), [(r"\boxed{7}", "7")]) == [Verdict.CORRECT]
-    assert verdicts(MathMatch(), [(r"so \boxed{\frac{1}{2}}", "0.5")]) == [Verdict.CORRECT]
-    assert graders(MathMatch()) is graders(MathMatch())
-    graders(MathMatch()).close()
+    exact, several = graders(ExactMatch()), graders(MathMatch())
+    assert several is graders(MathMatch())
+    assert exact([(r"\boxed{7}", "7")]) == [Verdict.CORRECT]
+    assert several([(r"so \boxed{\frac{1}{2}}", "0.5")]) == [Verdict.CORRECT]
+    assert [len(processes_of(each)) for each in (exact, several)] == [0, 1]
+    several.close()
 
 
 def test_several_processes_give_the_verdicts_of_one_in_order() -> None:
@@ -167,7 +175,8 @@ def test_whoever_waits_is_told_that_it_goes_on_and_may_leave() -> None:
     with pytest.raises(Enough):
         several.said(asked, get_on)
     assert processes_of(several) == []
-    assert sum(each.cancelled() for each in asked) == 38  # and two had a process each
+    with pytest.raises(CancelledError):
+        several.said(asked)  # what was let go is not waited for
 
 
 @pytest.mark.parametrize(("allowed", "found"), [(1, 1), (3, 3), (100, 8)])
@@ -220,8 +229,17 @@ def test_a_verifier_that_cannot_be_started_says_why(
     source.write_text(THEIRS)
     theirs = load_module(str(source)).Theirs()
     monkeypatch.setenv("BROKEN", "yes")
-    with pytest.raises(RuntimeError, match=r"Theirs\(\) cannot be started .* no such parser"):
+    said = r"Theirs\(\) cannot be started .* no such parser"
+    with pytest.raises(RuntimeError, match=said):
         Isolated(theirs)("x", "7")
+    several = Graders(theirs, processes=2)
+    asked = [several.ask("x", "7")]
+    with pytest.raises(RuntimeError, match=said):
+        asked[0].result(300)
+    with pytest.raises(RuntimeError, match=said):  # at once: it is not tried for every answer
+        several.ask("y", "7")
+    with pytest.raises(RuntimeError, match=said):
+        several.said(asked)
 
 
 TRAINER = """

@@ -17,7 +17,7 @@ from workbench.launch import Slot, slots
 from workbench.plan import jobs
 from workbench.problems import Corpus, Dataset, Verdict, loaders
 from workbench.problems.contamination import WORDS, overlaps
-from workbench.problems.isolation import verdicts
+from workbench.problems.isolation import graders
 from workbench.problems.problem import Origin
 from workbench.study import Study
 from workbench.studyfile import Mistake, StudyFile
@@ -193,7 +193,7 @@ def _revision(origin: Origin) -> str:
 def _gold_check(data: Dataset) -> Check:
     """Whether every gold answer, in a box, is graded as correct against itself."""
     every = [problem for problems in data.parts.values() for problem in problems]
-    said = verdicts(data.verifier, [(f"\\boxed{{{p.answer}}}", p.answer) for p in every])
+    said = graders(data.verifier)([(f"\\boxed{{{p.answer}}}", p.answer) for p in every])
     wrong = [p.id for p, verdict in zip(every, said, strict=True) if verdict != Verdict.CORRECT]
     example = f", such as {wrong[0]}" if wrong else ""
     right = len(every) - len(wrong)
@@ -208,7 +208,7 @@ def _demonstration_checks(data: Dataset) -> list[Check]:
     shown = [p for p in data.train if p.demonstration is not None][:DEMONSTRATIONS]
     if not shown:
         return []
-    said = verdicts(data.verifier, [(str(p.demonstration), p.answer) for p in shown])
+    said = graders(data.verifier)([(str(p.demonstration), p.answer) for p in shown])
     right, counted = said.count(Verdict.CORRECT), Counter(said)
     share = right / len(shown)
     others = ", ".join(f"{counted[v]} {v.value}" for v in counted if v != Verdict.CORRECT)

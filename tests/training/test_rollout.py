@@ -272,25 +272,32 @@ def test_what_ends_one_thread_ends_the_call(policy, threads):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_request_is_heard_of_once_and_when_its_last_response_ends(policy, threads, count):
-    """Before the last token is drawn, by calls of `get_on`, unless it has responses up to it."""
-    engine, beats, heard = engine_of(policy), [], {}
-    engine.get_on = lambda: beats.append(0)
+def test_a_request_is_heard_of_once_with_all_its_responses(policy, threads, count):
+    engine, heard = engine_of(policy), {}
 
     def hear(place, responses):
         assert place not in heard
-        heard[place] = responses, len(beats)
+        heard[place] = responses
 
     threads(count)
-    asked = requests(policy, 12)
-    decoding = Decoding(1.0, 1.0, 64)
+    asked, decoding = requests(policy, 12), Decoding(1.0, 1.0, 64)
     found = engine.generate(asked, decoding, hear)
-    assert [heard[place][0] for place in range(len(asked))] == found
-    at = [heard[place][1] for place in range(len(asked))]
-    assert min(at) < len(beats) and len(set(at)) > 2
-    for (_, beat), responses in zip(heard.values(), found, strict=True):
-        assert beat >= max(len(r.tokens) for r in responses) or count > 1
+    assert [heard[place] for place in range(len(asked))] == found
     assert found == engine_of(policy).generate(asked, decoding)
+
+
+def test_a_request_is_heard_of_when_its_responses_are_there_and_others_are_not(policy):
+    engine, tokens, heard = engine_of(policy), [], {}
+    engine.get_on = lambda: tokens.append(0)
+    asked = requests(policy, 12)
+    found = engine.generate(
+        asked, Decoding(1.0, 1.0, 64), lambda place, _: heard.setdefault(place, len(tokens))
+    )
+    longest = [max(len(r.tokens) for r in responses) for responses in found]
+    at = [heard[place] for place in range(len(asked))]
+    assert all(drawn >= needed for drawn, needed in zip(at, longest, strict=True))
+    early = [drawn for drawn, needed in zip(at, longest, strict=True) if needed < max(longest)]
+    assert min(early) < max(longest)  # it leaves the batch before the last one ends
 
 
 def test_whoever_hears_of_responses_may_end_the_call(policy, threads):

@@ -88,7 +88,7 @@ def test_a_process_of_a_team_may_start_one_and_neither_outlives_the_leader(end):
     (ValueError("a temperature"), PeerFailed, Failure.ERROR),
 ], ids=["killed", "memory", "error"])  # fmt: skip
 def test_what_ends_an_engine_is_the_failure_that_it_is_under_the_leader(error, kind, failure):
-    own = SimpleNamespace(generate=lambda asked, decoding: [[Response((1,), (0.0,), True)]])
+    own = SimpleNamespace(generate=lambda asked, decoding, hear: [[Response((1,), (0.0,), True)]])
     serve_it, asked = partial(serve_until_an_error, error), [Request((1,), 1, seed=0)] * 2
     said = f"of the team: {type(error).__name__}: {error}"
     with pytest.raises(kind, match=said) as found, assembled(TWO, serve_it) as team:

@@ -1,8 +1,10 @@
-"""Grades where it can be stopped: a verifier in a process of its own, under a wall-clock limit.
+"""Grades where it can be stopped: a verifier in a process of its own, with limits.
 
 Algebra on what a model wrote can take for ever, bring a parser down, or print a gigabyte. The
 process reads texts as lines of JSON and answers each with one verdict on a pipe of its own; what it
 prints goes nowhere, and its memory is limited. One that is late is killed, and the next is started.
+What counts is the processor time that it takes, so that a verdict is the same on a busy machine;
+one that waits for something else is late by the clock.
 
 A thread waits for each process, so that answers are graded while more of them are drawn.
 """
@@ -12,12 +14,13 @@ import json
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -33,6 +36,7 @@ from workbench.provenance import cores
 
 MOST = 8  # processes of one verifier
 WORTH_A_PROCESS = 16  # responses that wait: one more takes a second or two to start
+PATIENCE = 4  # times its processor time that a response may take by the clock
 LOOK = 1.0  # seconds without an answer after which whoever waits for one is told that it goes on
 START_SECONDS = 300.0  # to import what it needs, on a busy machine
 CHUNK = select.PIPE_BUF  # what a pipe that can be written takes at once without blocking
@@ -47,14 +51,9 @@ def allow(processes: int) -> None:
     _allowed[0] = processes
 
 
-def verdicts(verifier: Verifier, answers: Sequence[tuple[str, str]]) -> list[Verdict]:
-    """The verdicts on responses with their golds, as training asks for them; see `Graders`."""
-    return graders(verifier)(answers)
-
-
 @lru_cache(maxsize=8)
 def graders(verifier: Verifier) -> "Graders":
-    """The processes of a verifier, which live as long as the one that asks."""
+    """What training grades with: a verifier's processes, until the one that asks ends."""
     found = Graders(verifier, min(MOST, cores(), *_allowed))
     atexit.register(found.close)
     return found
@@ -75,33 +74,40 @@ class Graders:
     processes: int
     seconds: float = 5.0
     memory: int = 4 * 2**30
-    # By process what it begins with, and the lock of it all.
+    # By process what it begins with; why none can be started; and the lock of it all.
     _waiting: dict["Isolated", deque["Asked"]] = field(default_factory=dict, init=False)
     _threads: list[Thread] = field(default_factory=list, init=False)
+    _broken: Exception | None = field(default=None, init=False)
     _changed: Condition = field(default_factory=Condition, init=False)
 
     def __call__(self, answers: Sequence[tuple[str, str]]) -> list[Verdict]:
         """The verdicts on responses with their golds; raises what `said` does."""
-        return self.said([self.ask(*each) for each in answers])
+        return self.said(self.ask(*each) for each in answers)
 
     def ask(self, response: str, gold: str) -> "Future[Verdict]":
-        """A verdict to be: it is found while whoever asks does other things."""
+        """A verdict to be: it is found while whoever asks does other things.
+
+        Raises:
+            RuntimeError: the verifier could not be started for an earlier one.
+        """
         asked = Asked(response, gold)
         if not self.verifier.interprets:
             asked.verdict.set_result(self.verifier(response, gold))
             return asked.verdict
         with self._changed:
+            if self._broken is not None:
+                raise self._broken
             there, waiting = len(self._waiting), sum(map(len, self._waiting.values()))
             if there < min(self.processes, 1 + waiting // WORTH_A_PROCESS):
                 self._start()
-            # A gold's answers begin with one process, which then parses it once.
+            # Where many wait, a gold's answers are one process's, which then parses it once.
             queues = list(self._waiting.values())
             queues[crc32(gold.encode(errors="surrogatepass")) % len(queues)].append(asked)
             self._changed.notify()
         return asked.verdict
 
     def said(
-        self, asked: Sequence["Future[Verdict]"], get_on: Callable[[], object] = bool
+        self, asked: Iterable["Future[Verdict]"], get_on: Callable[[], object] = bool
     ) -> list[Verdict]:
         """The verdicts that were asked for, once they are there.
 
@@ -111,7 +117,7 @@ class Graders:
             RuntimeError: the verifier cannot be started at all.
         """
         try:
-            missing = set(asked)
+            missing = set(asked := list(asked))
             while missing:
                 get_on()
                 found, missing = wait(missing, LOOK, FIRST_EXCEPTION)
@@ -127,18 +133,18 @@ class Graders:
         with self._changed:
             for isolated, waiting in self._waiting.items():
                 isolated.end()
-                for asked in waiting:
-                    asked.verdict.cancel()
-            self._waiting = {}
+                _give_up(waiting, CancelledError())
+            threads, self._threads, self._waiting, self._broken = self._threads, [], {}, None
             self._changed.notify_all()
-        while self._threads:
-            self._threads.pop().join()
+        for thread in threads:
+            thread.join()
 
     def _start(self) -> None:
         isolated = Isolated(self.verifier, memory=self.memory)
+        thread = Thread(target=self._work, args=[isolated], daemon=True)
+        thread.start()
         self._waiting[isolated] = deque()
-        self._threads.append(Thread(target=self._work, args=[isolated], daemon=True))
-        self._threads[-1].start()
+        self._threads.append(thread)
 
     def _work(self, isolated: "Isolated") -> None:
         """Has a process answer what waits for it, and then for others, until it is ended."""
@@ -146,7 +152,12 @@ class Graders:
             isolated.seconds = self.seconds
             try:
                 asked.verdict.set_result(isolated(asked.response, asked.gold))
-            except Exception as error:  # for whoever waits for the verdict
+            except Exception as error:  # for whoever waits for a verdict
+                with self._changed:
+                    if not isolated.ended:
+                        self._broken = error
+                        for waiting in self._waiting.values():
+                            _give_up(waiting, error)
                 asked.verdict.set_exception(error)
         isolated.close()
 
@@ -167,13 +178,19 @@ class Asked:
     verdict: "Future[Verdict]" = field(default_factory=Future)
 
 
+def _give_up(waiting: deque[Asked], why: Exception) -> None:
+    while waiting:
+        waiting.popleft().verdict.set_exception(why)
+
+
 @dataclass(eq=False)
 class Isolated:
     """A verifier that answers every response with a `Verdict`, whatever the response does to it.
 
     Attributes:
         verifier: called with a response and a gold.
-        seconds: wall-clock time for one response; TIMEOUT after it.
+        seconds: of processor time for one response, and `PATIENCE` times as many by the clock;
+            TIMEOUT after either.
         memory: bytes that the process may use for it; ERROR beyond that, as after any crash.
         ended: whether it is to answer no more.
     """
@@ -194,13 +211,13 @@ class Isolated:
             RuntimeError: the verifier cannot be started at all.
         """
         process = self._process or self._start()
-        said, otherwise = self._ask(
-            process, json.dumps([response, gold]).encode() + b"\n", self.seconds
-        )
+        text = json.dumps([response, gold, self.seconds]).encode() + b"\n"
+        said, late = self._ask(process, text, PATIENCE * self.seconds)
         if said.endswith(b"\n"):
             return Verdict(said.decode().strip())
         self.close()
-        return otherwise
+        late |= process.returncode == -signal.SIGPROF
+        return Verdict.TIMEOUT if late else Verdict.ERROR
 
     def end(self) -> None:
         """Has the thread that is in a call leave it, with a verdict that means nothing.
@@ -222,14 +239,19 @@ class Isolated:
     def _start(self) -> subprocess.Popen[bytes]:
         what = json.dumps([canonical(self.verifier), imports(self.verifier), self.memory])
         self._answers, theirs = os.pipe()
-        self._process = process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(theirs), what],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[theirs],
-        )
-        os.close(theirs)
+        try:
+            self._process = process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs), what],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs],
+            )
+        except BaseException:
+            os.close(self._answers)
+            raise
+        finally:
+            os.close(theirs)
         if self.ended:  # in the meantime
             process.kill()
         said, _ = self._ask(process, b"", START_SECONDS)
@@ -241,26 +263,26 @@ class Isolated:
 
     def _ask(
         self, process: subprocess.Popen[bytes], text: bytes, seconds: float
-    ) -> tuple[bytes, Verdict]:
-        """What it answers to a text: a line, or else whether it was late or died."""
+    ) -> tuple[bytes, bool]:
+        """What it answers to a text, a line unless it dies or is late; and whether it is late."""
         assert process.stdin is not None
         asking, deadline, said = process.stdin.fileno(), time.monotonic() + seconds, b""
         while not said.endswith(b"\n"):
             left = deadline - time.monotonic()
             if left <= 0:
-                return said, Verdict.TIMEOUT
+                return said, True
             readable, writable, _ = select.select([self._answers], [asking] * bool(text), [], left)
             if readable:
                 part = os.read(self._answers, CHUNK)
                 said += part
                 if not part:
-                    return said, Verdict.ERROR
+                    break
             elif writable:
                 try:
                     text = text[os.write(asking, text[:CHUNK]) :]
                 except BrokenPipeError:
-                    return said, Verdict.ERROR
-        return said, Verdict.ERROR
+                    break
+        return said, False
 
 
 def main(answers: IO[bytes], form: str) -> None:
@@ -279,10 +301,13 @@ def main(answers: IO[bytes], form: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     answers.write(READY)
     for line in sys.stdin.buffer:
+        response, gold, seconds = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends a process, whatever it does
         try:
-            verdict = verifier(*json.loads(line)).value
+            verdict = verifier(response, gold).value
         except Exception:  # whatever a response can make it raise, one of them
             verdict = Verdict.ERROR.value
+        signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(f"{verdict}\n".encode())
 
 

@@ -101,7 +101,7 @@ def verify(response: str, gold: str) -> Verdict:
     """Grades a response to a mathematical or multiple choice question; see `MathMatch`.
 
     In the caller's process and without a limit of time: for responses that are trusted, a few at a
-    time. `isolation.verdicts` grades many with a wall-clock limit each, in processes of its own.
+    time. `isolation.graders` grade many with a limit for each, in processes of their own.
     """
     return MathMatch()(response, gold)
 

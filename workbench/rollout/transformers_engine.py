@@ -63,9 +63,11 @@ class TransformersEngine:
 
         # Prompts of similar length together: padding is read at every step.
         order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt))
-        for chunk in _chunks(requests, order, self.sequences):
-            self._answer({place: requests[place] for place in chunk}, decoding, answer)
-        self.model.train(was_training)
+        try:
+            for chunk in _chunks(requests, order, self.sequences):
+                self._answer({place: requests[place] for place in chunk}, decoding, answer)
+        finally:
+            self.model.train(was_training)
         return found
 
     def close(self) -> None:
