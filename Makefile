@@ -44,7 +44,7 @@ test: check
 # Kills at every durable write, real clusters, servers and databases that the tests start, and vLLM.
 integration: install install-vllm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "faults or integration"
-	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm tests/training/test_vllm.py
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm tests/training/test_vllm.py tests/test_large.py
 
 # TRL is there for the sake of comparison alone, with the versions of everything else as they are.
 install-bench: .venv/.installed-bench

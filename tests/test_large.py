@@ -1,8 +1,8 @@
 """The paper's runs on models of its own size: planned anywhere, and dry-run with all but the scale.
 
 A dry run has two random layers of the same architecture, a tokenizer of the same kind, the same
-columns, prompts and suites, six steps, and short answers. It is by the transformers engine in one
-process: vLLM is in training/test_vllm.py, and teams are in training/test_team.py.
+columns, prompts and suites, six steps, and short answers. Every arm is by the transformers engine
+in one process, and HPT of every file also by vLLM; teams are in training/test_team.py.
 """
 
 import dataclasses
@@ -168,7 +168,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory):
         "llama": tiny_models.llama(folder / "llama"),
     }
 
-    def shrunk(recipe: Recipe) -> Recipe:
+    def shrunk(recipe: Recipe, engine: str = "transformers") -> Recipe:
         kind = "qwen" if "Qwen" in recipe.base.name else "llama"
         model = replace(recipe.base, name=models[kind])
         start = recipe.start
@@ -180,7 +180,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory):
             data=tiny_models.local(recipe.data, folder / recipe.data.name),
             steps=STEPS,
             questions=4,
-            sampling=Sampling(max_tokens=TOKENS),
+            sampling=replace(recipe.sampling, engine=engine, max_tokens=TOKENS),
             validation=Validation(every=STEPS, samples=1, problems=2),
             start=start,
         )
@@ -232,6 +232,21 @@ def test_every_arm_trains_and_is_measured_and_all_is_drawn_but_for_the_scale(
                 assert len(rows) == len(each.arms or small.recipes)
 
 
+@pytest.mark.vllm
+@pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: make install-vllm")
+@pytest.mark.parametrize("name", [path.stem for path in FILES])
+def test_hpt_trains_and_is_measured_by_vllm_as_it_asks(name, tiny, tmp_path) -> None:
+    module = module_of(name)
+    study = next(each for each in vars(module).values() if isinstance(each, Study))
+    recipe = module.arms["HPT"]
+    assert recipe.sampling.engine == "vllm"
+    evaluation = replace(study.evaluation, problems=1, max_tokens=8)
+    small = Study(study.name, {"HPT": tiny(recipe, "vllm")}, evaluation=evaluation)
+    ran(small, small.recipes["HPT"], tmp_path)
+    rows = run_of(tmp_path, small.recipes["HPT"], 0).rows()[1:]
+    assert all(0 < row["ratio/engine_mismatch"] < 1 for row in rows)
+
+
 # --- a model with settings of its own -------------------------------------------------------------
 
 
@@ -242,8 +257,8 @@ def test_settings_of_a_model_reach_its_configuration_and_its_frequencies(tmp_pat
     assert (config.rope_parameters["rope_theta"], config.max_position_embeddings) == (4e4, 16384)
     assert configured(folder).rope_parameters["rope_theta"] == 1e4
     policy = load_policy(folder, torch.device("cpu"), "float32", 1.0, values=False, base=model)
-    found = policy.model.model.rotary_emb.inv_freq  # head width 8: theta^(-2j/8)
-    torch.testing.assert_close(found, 40_000.0 ** (-torch.arange(4) / 4))
+    found = policy.model.model.rotary_emb.inv_freq  # head width 32: theta^(-2j/32)
+    torch.testing.assert_close(found, 40_000.0 ** (-torch.arange(16) / 16))
     assert reading_settings(policy)["max_position_embeddings"] == 16_384
 
 

@@ -22,11 +22,11 @@ from workbench import Corpus, Rows, replace
 from workbench.problems import MathMatch, Verdict
 
 SIZES = {
-    "hidden_size": 32,
+    "hidden_size": 64,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 2,  # of 32, the least that vLLM knows on a processor
+    "num_key_value_heads": 1,
 }
 TEXT = "Question: What is 2 plus 3? Please reason step by step. The answer is \\boxed{5}."
 QWEN_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -17,7 +17,7 @@ from workbench.problems import published
 
 MODEL = presets.long_qwen("Qwen/Qwen2.5-Math-1.5B")
 DATA = published.openr1_math_46k()
-# The threads are of the graders, while the model waits for them.
+# The threads are for the graders, which work while the GPU draws.
 RESOURCES = Resources(device="cuda", threads=8, tokens=9216, recompute=True, patience=7200.0)
 
 MAIN = ("Base", "SFT", "GRPO", "LUFFY", "HPT")
