@@ -41,12 +41,13 @@ from workbench.footprint import device_here, memory, seconds, shape_of
 from workbench.models import locate
 from workbench.records import run_of
 from workbench.rollout import Request
+from workbench.training.opening import open_checkpoint
 from workbench.training.sampling import grade, prompt_of, sample
 from workbench.training.scoring import collate
 from workbench.training.statistics import batch_statistics, rollout_statistics
 from workbench.training.tally import Tally
 from workbench.training.team import ALONE, sharded_alone
-from workbench.training.trainer import Trainer, open_checkpoint
+from workbench.training.trainer import Trainer
 from workbench.training.update import update
 
 SIZES = {  # layers, width, MLP, heads, heads of keys and values, vocabulary

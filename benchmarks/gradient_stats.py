@@ -20,11 +20,12 @@ import torch
 from workbench import Data, Optimizer, Recipe, replace, upge
 from workbench.records import run_of
 from workbench.resources import Resources
+from workbench.training.opening import open_checkpoint
 from workbench.training.sampling import grade, sample
 from workbench.training.scoring import collate
 from workbench.training.sequences import Sequence
 from workbench.training.tally import Tally
-from workbench.training.trainer import Trainer, open_checkpoint
+from workbench.training.trainer import Trainer
 from workbench.training.update import update
 
 

@@ -30,10 +30,11 @@ import analysis
 from workbench import Data, Evaluation, Optimizer, Recipe, Resources, Sampling, Study, plan, upge
 from workbench.compact import write_tables
 from workbench.records import run_of
+from workbench.training.opening import open_checkpoint
 from workbench.training.sampling import grade, sample
 from workbench.training.scoring import collate
 from workbench.training.tally import Tally
-from workbench.training.trainer import Trainer, open_checkpoint
+from workbench.training.trainer import Trainer
 from workbench.training.update import update
 
 QUESTIONS, GROUP, TOKENS = 8, 8, 64

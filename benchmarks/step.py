@@ -164,7 +164,7 @@ def workbench(turns: Turns, setting: Setting) -> None:
     """The workbench's process: its own training loop, records and live statistics and all."""
     from workbench.records import run_of
     from workbench.training.loop import train
-    from workbench.training.trainer import open_checkpoint
+    from workbench.training.opening import open_checkpoint
 
     torch.set_num_threads(setting.threads)
     work, steps = setting.workload, 10_000

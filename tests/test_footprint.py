@@ -45,12 +45,12 @@ from workbench.problems import published
 from workbench.problems.loaders import size_of
 from workbench.records import run_of
 from workbench.training.layout import Layout
+from workbench.training.opening import open_checkpoint
 from workbench.training.parting import Parting, sums_of
 from workbench.training.policy import Policy
 from workbench.training.sampling import grade
 from workbench.training.scoring import collate
 from workbench.training.tally import Tally
-from workbench.training.trainer import open_checkpoint
 from workbench.training.update import update
 
 DATA = published.openr1_math_46k()

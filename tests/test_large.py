@@ -46,9 +46,9 @@ from workbench.study import differences
 from workbench.studyfile import StudyFile
 from workbench.training.evaluation import measure
 from workbench.training.loop import train
+from workbench.training.opening import open_trainer
 from workbench.training.policy import configured, load_policy, reading_settings
 from workbench.training.sequences import Sequence
-from workbench.training.trainer import open_trainer
 from workbench.validate import validate
 
 FOLDER = Path(__file__).parents[1] / "studies" / "large"

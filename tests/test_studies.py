@@ -15,7 +15,7 @@ from workbench.resources import Resources
 from workbench.search import check
 from workbench.study import differences
 from workbench.training.loop import train
-from workbench.training.trainer import open_trainer
+from workbench.training.opening import open_trainer
 from workbench.trials import Given, confirmed_arms, left_aside, trials
 from workbench.validate import validate
 

@@ -186,9 +186,9 @@ def load_torch(threads: int) -> None:
 def _train(run: Run, resources: Resources, keep: list[int], stopping: _Stopping) -> None:
     from workbench.compact import write_tables
     from workbench.training.loop import train
+    from workbench.training.opening import open_trainer
     from workbench.training.peer import serve
     from workbench.training.team import assembled
-    from workbench.training.trainer import open_trainer
 
     recipe = run.recipe()
     if recipe.method is None:  # the model as it is: nothing to train, only to measure
@@ -230,9 +230,9 @@ def _make_again(
 ) -> None:
     """Makes checkpoints that a finished run does not have, by training it again, aside."""
     from workbench.training.loop import train
+    from workbench.training.opening import open_trainer
     from workbench.training.peer import serve
     from workbench.training.team import assembled
-    from workbench.training.trainer import open_trainer
 
     aside.create(run.recipe(), run.seed)
     log.info("training %s again for the checkpoints of steps %s", run.path, steps)
@@ -251,9 +251,9 @@ def _measure(
 ) -> None:
     from workbench.training.data import open_data
     from workbench.training.evaluation import measure
+    from workbench.training.opening import initial_weights, open_answering
     from workbench.training.peer import serve
     from workbench.training.team import assembled
-    from workbench.training.trainer import initial_weights, open_answering
 
     recipe = run.recipe()
     weights = str(run.checkpoint_path(recipe.steps))
@@ -319,9 +319,9 @@ def _probe_apart(run: Run, resources: Resources, asked: str) -> None:
 
 
 def _probe(run: Run, resources: Resources, plan: Probe, stopping: Callable[[], bool]) -> None:
+    from workbench.training.opening import open_at
     from workbench.training.probe import probe
     from workbench.training.team import ALONE
-    from workbench.training.trainer import open_at
 
     run.tell(f"probe of step {plan.step}, distance {plan.distance}")
     get_on = _attending(run, stopping, "stopped in a probe, which begins again")

@@ -13,7 +13,7 @@ from workbench.training.policy import load_policy
 set_defaults()  # which MLflow reads as it is imported
 for name in (
     *("workbench.worker", "workbench.training.loop", "workbench.training.evaluation"),
-    *("workbench.training.trainer", "workbench.search", "workbench.cli", "workbench.cli_search"),
+    *("workbench.training.opening", "workbench.search", "workbench.cli", "workbench.cli_search"),
     *("workbench.cli_report", "analysis.report", "analysis.search", "analysis.tracked"),
     *("matplotlib.backends.backend_pdf", "matplotlib.backends.backend_svg"),
     "mlflow.store.tracking.sqlalchemy_store",

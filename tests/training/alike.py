@@ -8,10 +8,10 @@ from steps import by_turns
 
 from workbench.resources import Resources
 from workbench.training import checkpoint
+from workbench.training.opening import open_trainer
 from workbench.training.sampling import grade, sample
 from workbench.training.scoring import collate
 from workbench.training.tally import Tally
-from workbench.training.trainer import open_trainer
 from workbench.training.update import update
 
 # Small micro-batches: every process has some of a step, and some have none while others do.

@@ -8,7 +8,8 @@ import torch
 from workbench import Data, Recipe, Sampling, Validation, upge
 from workbench.records import Run, run_of
 from workbench.resources import Resources
-from workbench.training.trainer import Trainer, open_trainer
+from workbench.training.opening import open_trainer
+from workbench.training.trainer import Trainer
 
 
 @pytest.fixture(scope="session", autouse=True)

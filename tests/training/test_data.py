@@ -16,7 +16,7 @@ from workbench.resources import Resources
 from workbench.schema import METRICS, File
 from workbench.training.data import end_id, fitting, open_data, prompt_ids
 from workbench.training.loop import train
-from workbench.training.trainer import open_trainer
+from workbench.training.opening import open_trainer
 
 UNGRADABLE = "verdict/ungradable"
 TEMPLATE = (

@@ -19,7 +19,7 @@ from workbench.records import run_of
 from workbench.resources import Resources
 from workbench.schema import WALL_CLOCK
 from workbench.training.loop import train
-from workbench.training.trainer import open_trainer
+from workbench.training.opening import open_trainer
 
 STORED = Path(__file__).with_name("golden.json")
 TOLERANCE = {"rel": 1e-3, "abs": 1e-5}

@@ -19,10 +19,10 @@ from workbench.schema import OTHER_VERDICTS
 from workbench.training import evaluation
 from workbench.training.evaluation import measure
 from workbench.training.loop import train
+from workbench.training.opening import open_trainer
 from workbench.training.sampling import grade, sample, validate
 from workbench.training.statistics import rollout_statistics
 from workbench.training.tally import Tally
-from workbench.training.trainer import open_trainer
 
 
 class HangsOnDigits(Verifier):

@@ -15,7 +15,7 @@ from workbench.schema import File
 from workbench.training import checkpoint, keeping
 from workbench.training.keeping import NonFinite, best_step
 from workbench.training.loop import train
-from workbench.training.trainer import open_trainer
+from workbench.training.opening import open_trainer
 
 EVERY_STEP = Resources(checkpoint_every=1)
 

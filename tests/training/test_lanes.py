@@ -11,7 +11,7 @@ from steps import one_step
 
 from workbench import replace, upge
 from workbench.threads import SMALL, threads_for
-from workbench.training.trainer import open_trainer
+from workbench.training.opening import open_trainer
 
 THREE = replace(ALONE, tokens=1024)  # in lanes of 341
 

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from workbench import Constant, Optimizer, Recipe, WarmupCosine, replace, upge
 from workbench.resources import Resources
 from workbench.training.loop import train
-from workbench.training.trainer import open_trainer
+from workbench.training.opening import open_trainer
 
 
 @pytest.mark.parametrize(

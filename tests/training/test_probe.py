@@ -16,9 +16,9 @@ from workbench import Probe, Validation, replace, upge, worker
 from workbench.resources import Resources
 from workbench.training import probe as probing
 from workbench.training.loop import Interrupted, train
+from workbench.training.opening import open_checkpoint, open_trainer
 from workbench.training.probe import PolicyGradients, probe
 from workbench.training.sampling import grade, sample
-from workbench.training.trainer import open_checkpoint, open_trainer
 
 TINY = Probe(
     (upge.sft(), upge.rloo(), upge.grpo(), upge.luffy()),

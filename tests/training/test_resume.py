@@ -14,7 +14,7 @@ from workbench.records import Interrupted, Run
 from workbench.resources import Resources
 from workbench.training import checkpoint
 from workbench.training.loop import train
-from workbench.training.trainer import open_trainer
+from workbench.training.opening import open_trainer
 
 EVERY_STEP = Resources(checkpoint_every=1)
 

@@ -7,8 +7,8 @@ from alike import ALONE, assert_as_alone, assert_same, one_update
 from torch.distributed.tensor import DTensor
 
 from workbench import products, replace, upge
+from workbench.training.opening import open_trainer
 from workbench.training.team import Team, sharded_alone
-from workbench.training.trainer import open_trainer
 
 
 @pytest.fixture(autouse=True)

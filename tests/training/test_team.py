@@ -17,9 +17,9 @@ from workbench.training.data import open_data, prompt_ids
 from workbench.training.evaluation import measure
 from workbench.training.layout import micro_batches
 from workbench.training.loop import train
+from workbench.training.opening import initial_weights, open_answering, open_trainer
 from workbench.training.peer import serve
 from workbench.training.team import Team, assembled
-from workbench.training.trainer import initial_weights, open_answering, open_trainer
 
 SIZES = [2, pytest.param(4, marks=pytest.mark.integration)]
 

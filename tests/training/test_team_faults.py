@@ -18,10 +18,10 @@ from workbench.rollout import Request, Response
 from workbench.rollout.engine import Decoding, EngineKilled
 from workbench.schema import Failure
 from workbench.training.loop import train
+from workbench.training.opening import open_trainer
 from workbench.training.peer import serve
 from workbench.training.team import PeerFailed, PeerKilled, Team, assembled
 from workbench.training.team_engine import TeamEngine
-from workbench.training.trainer import open_trainer
 from workbench.worker import failure_of
 
 

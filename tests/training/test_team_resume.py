@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from workbench.records import Interrupted, run_of
 from workbench.training import checkpoint
 from workbench.training.loop import train
+from workbench.training.opening import open_trainer
 from workbench.training.peer import serve
 from workbench.training.team import assembled
-from workbench.training.trainer import open_trainer
 
 FEW = [(1, 2), (2, 1)]
 MANY = [(1, 4), (4, 1), (2, 4), (4, 2)]

@@ -15,15 +15,16 @@ from workbench.recipe import Measurement
 from workbench.resources import Resources
 from workbench.rollout import Request
 from workbench.schema import File
-from workbench.training import trainer
+from workbench.training import opening
 from workbench.training.loop import train
+from workbench.training.opening import open_trainer
 from workbench.training.policy import Policy
 from workbench.training.randomness import questions_of, seed_of
 from workbench.training.sampling import grade, prompt_of, sample, validate
 from workbench.training.scoring import collate
 from workbench.training.sequences import Sequence
 from workbench.training.tally import Tally
-from workbench.training.trainer import Trainer, open_trainer
+from workbench.training.trainer import Trainer
 from workbench.training.update import update
 
 METHODS = sorted(upge.NAMED)
@@ -315,7 +316,7 @@ def test_what_trained_is_gone_before_anything_is_measured(small, open_run, monke
         opened.append(weakref.ref(found.policy.model))
         return found
 
-    monkeypatch.setattr(trainer, "open_trainer", open_it)
+    monkeypatch.setattr(opening, "open_trainer", open_it)
     monkeypatch.setattr(worker, "_measure", lambda *given: measured.append(opened[0]()))
     suite = Measurement("chain", samples=1, temperature=0.6, top_p=0.95, max_tokens=8, seed=0)
     run = open_run(replace(small, steps=1))

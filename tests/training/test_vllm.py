@@ -24,9 +24,9 @@ from workbench.rollout import Request
 from workbench.rollout.engine import Decoding, EngineKilled
 from workbench.rollout.transformers_engine import TransformersEngine
 from workbench.schema import Failure
+from workbench.training.opening import open_engine
 from workbench.training.policy import load_policy
 from workbench.training.sequences import Sequence, engine_logprobs
-from workbench.training.trainer import open_engine
 from workbench.worker import DONE, FAILED
 
 pytestmark = [

@@ -7,9 +7,10 @@ import torch
 
 from workbench.records import Run
 from workbench.training import checkpoint
+from workbench.training.opening import initial_weights, open_policy
 from workbench.training.tally import Tally
 from workbench.training.team import placed
-from workbench.training.trainer import Trainer, initial_weights, open_policy
+from workbench.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

@@ -18,11 +18,12 @@ from workbench.rollout import Engine, Request
 from workbench.rollout.engine import Decoding
 from workbench.training import checkpoint, keeping
 from workbench.training import sequences as step
+from workbench.training.opening import open_at, open_engine, open_policy
 from workbench.training.scoring import collate
 from workbench.training.tally import Tally
 from workbench.training.team import Team, join
 from workbench.training.team_engine import Answered, GotOn
-from workbench.training.trainer import Trainer, open_at, open_engine, open_policy
+from workbench.training.trainer import Trainer
 from workbench.training.update import update
 
 BEAT = 1.0  # seconds between two signs of progress
