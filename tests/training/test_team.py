@@ -145,6 +145,24 @@ def test_all_processes_answer_in_an_evaluation_and_say_what_one_does(
     assert drawn[-2:] == [7, 2]
 
 
+def test_whoever_hears_of_another_processs_responses_may_end_the_call(small, open_run, team):
+    class Enough(Exception):
+        pass
+
+    def hear(place, responses):
+        if place == 1:  # the second request is the second process's
+            raise Enough
+
+    run = open_run(small)
+    weights = initial_weights(run, small, 0)
+    policy, engine = open_answering(run, weights, together(team.size), run.beat, team)
+    prompt = tuple(policy.encode("2+2?\n"))
+    asked, decoding = [Request(prompt, 3, seed) for seed in range(5)], Decoding(1.0, 1.0, 24)
+    with pytest.raises(Enough):
+        engine.generate(asked, decoding, hear)
+    assert [len(found) for found in engine.generate(asked, decoding)] == [3] * 5
+
+
 def test_a_stop_ends_the_rollouts_of_all_processes_and_they_go_on(small, open_run, team):
     run = open_run(small)
     trainer = open_trainer(run, together(team.size), team)
