@@ -39,9 +39,9 @@ def main() -> None:
     base = Recipe("arithmetic-1m", Data("arithmetic", train=600))
     frozen = replace(base, optimizer=Optimizer(learning_rate=0.0))  # every step the same work
     for method in (upge.grpo(), upge.hpt(), upge.luffy()):
-        trainers = [opened(frozen.using(method, gradient_blocks=blocks)) for blocks in (1, 8)]
-        trainers[0].sketch = Nothing()  # type: ignore[assignment]
-        found = [measured(*trainers, step) for step in range(steps + 1)][1:]
+        off, on = (opened(frozen.using(method, gradient_blocks=blocks)) for blocks in (1, 8))
+        off.sketch = Nothing()  # type: ignore[assignment]
+        found = [measured(off, on, step) for step in range(steps + 1)][1:]
         before, without, having = (statistics.median(each) for each in zip(*found, strict=True))
         for what, base in (("whole step", before + without), ("update", without)):
             each = [(b - a) / (base - without + a) for _, a, b in found]
@@ -50,8 +50,8 @@ def main() -> None:
                 f"{base + having - without:.3f} s, overhead {statistics.median(each):+.1%} "
                 f"(median of {len(each)} steps, {min(each):+.1%} to {max(each):+.1%})"
             )
-        sequences = drawn(trainers[1], 0)
-        each = [variance(trainers[1], sequences) for _ in range(draws)]
+        sequences = drawn(on, 0)
+        each = [variance(on, sequences) for _ in range(draws)]
         share = statistics.stdev(each) / statistics.mean(each)
         print(f"{method.label:5} grad/variance of one step: deviation {share:.1%} of the mean")
 

@@ -12,6 +12,7 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from sides import DATA, GROUP, PROMPTS, Side, Turns, median, model_in, ratio
@@ -92,10 +93,10 @@ def by_engine(policy: Policy, asked: Tokens, samples: int, tokens: int, greedy: 
 
 def by_generate(policy: Policy, asked: Tokens, samples: int, tokens: int, greedy: bool) -> Tokens:
     """Responses of transformers' `generate`, cut after their first end."""
-    policy.model.eval()
+    model: Any = policy.model.eval()
     inputs = policy.tokenizer.pad({"input_ids": asked}, padding_side="left", return_tensors="pt")
     how = {} if greedy else {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    found = policy.model.generate(
+    found = model.generate(
         **inputs,
         do_sample=not greedy,
         num_return_sequences=samples,

@@ -216,7 +216,7 @@ def trl(turns: Turns, setting: Setting) -> None:
     from datasets import Dataset
     from transformers import TrainerCallback
     from transformers.utils.logging import disable_progress_bar
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
 
     disable_progress_bar()
 
@@ -225,7 +225,7 @@ def trl(turns: Turns, setting: Setting) -> None:
     data = loaders.load(Data("arithmetic", train=setting.questions))
     tokens: list[int] = []  # of each step
 
-    def reward(completions: list[str], completion_ids: Any, answer: Any, **_: Any) -> list[float]:
+    def reward(completions: list[str], completion_ids: Any, answer: Any, **_: Any) -> Any:
         """1 where the response is right."""
         tokens.append(sum(map(len, completion_ids)))
         verifier = ExactMatch() if work.graded else EverySecond()

@@ -64,6 +64,7 @@ def start_of_a_cell() -> str:
     began = time.time()
     process = context.Process(target=_start, args=(theirs, began))
     process.start()
+    theirs.close()  # so that what ends without a word is heard of
     parts, processor = ours.recv()
     process.join()
     listed = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items())
@@ -81,13 +82,13 @@ def _start(told: Connection, began: float) -> None:
     from workbench.worker import load_torch
 
     load_torch(1)
-    from workbench.training import loop, trainer  # noqa: F401  what is timed is that they load
+    from workbench.training import loop, opening  # noqa: F401  what is timed is that they load
 
     passed("transformers and the trainer")
     with tempfile.TemporaryDirectory() as folder:
         (job,) = jobs(study_of(1, 1), Path(folder))
         job.run.create(job.recipe, job.seed)
-        trainer.open_checkpoint(job.run, 0, Resources(device="cpu"))
+        opening.open_checkpoint(job.run, 0, Resources(device="cpu"))
     passed("model, data and optimizer")
     told.send((parts, time.process_time()))
 

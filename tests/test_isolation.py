@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 from system import wait_for_end
@@ -103,6 +104,22 @@ def test_one_that_hangs_is_a_timeout_at_its_own_limit(response: str) -> None:
     isolated.close()
 
 
+def test_one_that_takes_too_long_is_ended_by_its_own_time_and_not_by_the_clock(
+    isolated: Isolated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, ask = [], Isolated._ask
+
+    def asked(*given: Any) -> tuple[bytes, bool]:
+        late.append(ask(*given))
+        return late[-1]
+
+    monkeypatch.setattr(isolation, "PATIENCE", 60)
+    monkeypatch.setattr(Isolated, "_ask", asked)
+    isolated.seconds = 1
+    assert isolated("hang", "7") is Verdict.TIMEOUT
+    assert late[-1] == (b"", False)
+
+
 def test_time_that_it_does_not_spend_on_a_processor_is_not_counted(isolated: Isolated) -> None:
     isolated.seconds = 4
     assert isolated(r"a nap, then \boxed{7}", "7") is Verdict.CORRECT
@@ -170,7 +187,6 @@ def test_whoever_waits_is_told_that_it_goes_on_and_may_leave() -> None:
     asked = several.ask(r"\boxed{7}", "7")
     assert several.said([asked], lambda: told.append(0)) == [Verdict.CORRECT]
     before = len(told)
-    assert before > 0
     asked = [several.ask("hang", "7") for _ in range(40)]
     with pytest.raises(Enough):
         several.said(asked, get_on)

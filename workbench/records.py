@@ -8,7 +8,7 @@
         metrics.jsonl     one line a step, synced
         questions.jsonl   one line a step: level, rollout accuracy and gate weights of each question
         checkpoints/      step-<n>/ with safetensors and a manifest of checksums
-        evaluations/      <suite>-<hash8>.parquet, correct counts by problem; a .jsonl until all are
+        evaluations/      <suite>-<hash8>.parquet, correct counts by problem; before, a .jsonl
         probes/           <what>-<hash8>.parquet, moments of the gradient, beside what was asked
         rollouts/         step-<n>.parquet, a sample of what the policy wrote
         result.json       renamed in last: training is finished

@@ -81,7 +81,7 @@ METRICS = {
         Metric("budget/trained_tokens", "Trained on so far", "tokens"),
         Metric("time/tokens_per_second", "Throughput", "tokens/s"),
         Metric("time/rollout", "Rollouts", "s"),
-        Metric("time/grade", "Grading", "s"),
+        Metric("time/grade", "Waiting for verdicts", "s"),
         Metric("time/estimate", "Old policy", "s"),
         Metric("time/update", "Update", "s"),
         Metric("time/validation", "Validation", "s"),

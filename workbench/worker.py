@@ -159,6 +159,8 @@ def _complete(
     aside = Run(run.path.with_name(f".again-{run.path.name}"))
     if lost:
         _make_again(run, aside, resources, lost, stopping)
+        for each in missing:  # what was counted so far is of the weights that were lost
+            remove(run.counted_path(each), "counted")
     if aside.path.exists():
         remove_tree(aside.path, "again")
     sweep(aside.path.parent, f".{aside.path.name}.*")

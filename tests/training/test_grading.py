@@ -13,7 +13,7 @@ from workbench import Validation, replace
 from workbench.problems import Verdict, Verifier
 from workbench.problems.isolation import graders
 from workbench.recipe import Measurement
-from workbench.records import Interrupted, read_lines
+from workbench.records import Interrupted, read_lines, write_lines
 from workbench.resources import Resources
 from workbench.schema import OTHER_VERDICTS
 from workbench.training import evaluation
@@ -85,6 +85,13 @@ def test_an_evaluation_goes_on_from_the_problems_that_are_counted(
     assert read_lines(run.counted_path(plan)) == whole.to_pylist()[:2]
     measure(*given)
     assert asked == [2, 2, 2, 1]
+    again = parquet.read_table(run.evaluation_path(plan))
+    assert again.equals(whole, check_metadata=True)
+    run.evaluation_path(plan).unlink()
+    others = [{**row, "problem": "another", "correct": 3} for row in whole.to_pylist()[:2]]
+    write_lines(run.counted_path(plan), others)
+    measure(*given)
+    assert asked == [2, 2, 2, 1, 2, 2, 1]
     assert parquet.read_table(run.evaluation_path(plan)).equals(whole, check_metadata=True)
 
 

@@ -3,8 +3,8 @@
 Algebra on what a model wrote can take for ever, bring a parser down, or print a gigabyte. The
 process reads texts as lines of JSON and answers each with one verdict on a pipe of its own; what it
 prints goes nowhere, and its memory is limited. One that is late is killed, and the next is started.
-What counts is the processor time that it takes, so that a verdict is the same on a busy machine;
-one that waits for something else is late by the clock.
+What counts is the processor time that it takes, so that a verdict is the same on a busy machine,
+as long as it gets a quarter of a core; one that waits for something else is late by the clock.
 
 A thread waits for each process, so that answers are graded while more of them are drawn.
 """
@@ -150,15 +150,20 @@ class Graders:
         """Has a process answer what waits for it, and then for others, until it is ended."""
         while asked := self._next(isolated):
             isolated.seconds = self.seconds
+            found: Verdict | Exception
             try:
-                asked.verdict.set_result(isolated(asked.response, asked.gold))
+                found = isolated(asked.response, asked.gold)
             except Exception as error:  # for whoever waits for a verdict
-                with self._changed:
-                    if not isolated.ended:
-                        self._broken = error
-                        for waiting in self._waiting.values():
-                            _give_up(waiting, error)
-                asked.verdict.set_exception(error)
+                found = error
+            with self._changed:
+                if isolated.ended:
+                    _give_up(deque([asked]), CancelledError())
+                elif isinstance(found, Verdict):
+                    asked.verdict.set_result(found)
+                else:
+                    self._broken = found
+                    for waiting in (deque([asked]), *self._waiting.values()):
+                        _give_up(waiting, found)
         isolated.close()
 
     def _next(self, isolated: "Isolated") -> "Asked | None":

@@ -1,10 +1,12 @@
 """Evaluation: n answers a problem, correct counts kept by problem."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -21,6 +23,12 @@ from workbench.training.data import prompt_ids
 from workbench.training.policy import Policy
 from workbench.training.randomness import seed_of
 
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    *("problem", "level", "samples", "correct", "tokens", "truncated", "ungradable"),
+    *OTHER_VERDICTS,
+)
 AT_ONCE = 2**14  # responses that an evaluation holds, and that the end of an attempt can cost
 
 
@@ -112,16 +120,26 @@ def measure(
     suite = next(s for s in data.suites if s.name == measurement.suite)
     decoding = Decoding(measurement.temperature, measurement.top_p, measurement.max_tokens)
     problems, samples = suite.problems[: measurement.problems], measurement.samples
-    rows, together = read_lines(counted), max(1, AT_ONCE // samples)
+    rows, together = _counted_before(counted, problems), max(1, AT_ONCE // samples)
     for first in range(len(rows), len(problems), together):
         part = problems[first : first + together]
         counts = count(policy, engine, data, part, samples, decoding, measurement.seed)
         rows += [_row(each) for each in counts]
         if len(rows) < len(problems):
             write_lines(counted, rows, "counted")
-    table = pa.Table.from_pylist(rows).replace_schema_metadata({"measurement": str(measurement)})
+    table = pa.table({name: [row[name] for row in rows] for name in COLUMNS})
+    table = table.replace_schema_metadata({"measurement": str(measurement)})
     with new_file(path, point=File.EVALUATIONS) as handle:
         parquet.write_table(table, handle)
+
+
+def _counted_before(path: Path, problems: Many[Problem]) -> list[Row]:
+    """Rows of the first problems, of an earlier attempt; none where they are of others."""
+    rows = read_lines(path)
+    if [row["problem"] for row in rows] == [each.id for each in problems[: len(rows)]]:
+        return rows
+    log.warning("%s is of other problems than are asked now, and not used", path)
+    return []
 
 
 def _row(count: Count) -> Row:
