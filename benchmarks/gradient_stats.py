@@ -5,8 +5,8 @@
 A step is sampled and graded once, for the statistics have no part in that, and updated from five
 times with them and five times without, alternating. Prints processor seconds and the overhead, of a
 whole step and of the update alone; then how far `grad/variance` of one step, an estimate by random
-signs and layers drawn at random, moves with these: its deviation over 30 updates. GRPO, HPT and
-LUFFY at their defaults on the embedded model, one thread.
+signs and layers drawn at random, moves with these: its deviation over `--draws` updates. GRPO, HPT
+and LUFFY at their defaults on the embedded model, one thread.
 """
 
 import argparse
@@ -34,14 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=11)
     parser.add_argument("--draws", type=int, default=30, help="at least 2")
-    steps, draws = vars(parser.parse_args()).values()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     base = Recipe("arithmetic-1m", Data("arithmetic", train=600))
     frozen = replace(base, optimizer=Optimizer(learning_rate=0.0))  # every step the same work
     for method in (upge.grpo(), upge.hpt(), upge.luffy()):
         off, on = (opened(frozen.using(method, gradient_blocks=blocks)) for blocks in (1, 8))
         off.sketch = Nothing()  # type: ignore[assignment]
-        found = [measured(off, on, step) for step in range(steps + 1)][1:]
+        found = [measured(off, on, step) for step in range(options.steps + 1)][1:]
         before, without, having = (statistics.median(each) for each in zip(*found, strict=True))
         for what, base in (("whole step", before + without), ("update", without)):
             each = [(b - a) / (base - without + a) for _, a, b in found]
@@ -51,7 +51,7 @@ def main() -> None:
                 f"(median of {len(each)} steps, {min(each):+.1%} to {max(each):+.1%})"
             )
         sequences = drawn(on, 0)
-        each = [variance(on, sequences) for _ in range(draws)]
+        each = [variance(on, sequences) for _ in range(options.draws)]
         share = statistics.stdev(each) / statistics.mean(each)
         print(f"{method.label:5} grad/variance of one step: deviation {share:.1%} of the mean")
 

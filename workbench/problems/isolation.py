@@ -157,12 +157,13 @@ class Graders:
                 found = error
             with self._changed:
                 if isolated.ended:
-                    _give_up(deque([asked]), CancelledError())
+                    asked.verdict.set_exception(CancelledError())
                 elif isinstance(found, Verdict):
                     asked.verdict.set_result(found)
                 else:
                     self._broken = found
-                    for waiting in (deque([asked]), *self._waiting.values()):
+                    asked.verdict.set_exception(found)
+                    for waiting in self._waiting.values():
                         _give_up(waiting, found)
         isolated.close()
 
