@@ -6,6 +6,7 @@ from typing import Any
 
 from harness import RECIPE, attempt
 
+from workbench import Validation, replace
 from workbench.records import Run
 
 
@@ -51,6 +52,11 @@ LIVES = {
         *new("questions.jsonl"),
         "rollouts.removed",
     ],
+    "recorded while the next step is drawn": [
+        *lines("metrics.jsonl"),
+        *lines("questions.jsonl"),
+        *new("rollouts"),
+    ],
     "measured in parts": [*new("counted"), *new("evaluations"), "counted.removed"],
     "with an error": new("failure.json"),
     "after an error": ["failure.json.removed"],
@@ -70,6 +76,10 @@ BEFORE: dict[str, tuple[dict[str, Any], int]] = {
 }
 # What the attempt of that life is asked for.
 ASKED: dict[str, dict[str, Any]] = {
+    "recorded while the next step is drawn": {  # no checkpoint waits for the lines of the others
+        "recipe": replace(RECIPE, validation=Validation(every=3, samples=1, problems=1)),
+        "checkpoint_every": 3,
+    },
     "measured in parts": {"at_once": 2},
     "with an error": {"tokens": 0},
     "with a probe": {"probed": True},

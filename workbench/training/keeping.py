@@ -8,6 +8,7 @@ import torch
 from workbench.records import Run
 from workbench.training import checkpoint
 from workbench.training.opening import initial_weights, open_policy
+from workbench.training.record import Recorder
 from workbench.training.tally import Tally
 from workbench.training.team import placed
 from workbench.training.trainer import Trainer
@@ -24,18 +25,22 @@ def kept_steps(trainer: Trainer, keep: Collection[int]) -> set[int]:
     return {*keep, trainer.recipe.steps}
 
 
-def is_due(trainer: Trainer, run: Run, kept: Collection[int]) -> bool:
+def is_due(trainer: Trainer, recorder: Recorder, kept: Collection[int]) -> bool:
     """Whether the step just recorded is to be saved: asked for, in its turn, or the best so far."""
     step = trainer.progress.step
     if step in kept or step % trainer.resources.checkpoint_every == 0:
         return True
     if step % trainer.recipe.validation.every != 0:
         return False
-    return _rolls_back(trainer) or step == best_step(run, trainer.resources.best_by)
+    return _rolls_back(trainer) or step == best_step(recorder.settled(), trainer.resources.best_by)
 
 
-def save(trainer: Trainer, run: Run, kept: Collection[int]) -> None:
-    """Saves the trainer's state; keeps the last checkpoints, the best, and those in `kept`."""
+def save(trainer: Trainer, recorder: Recorder, kept: Collection[int]) -> None:
+    """Saves the trainer's state, once what it counts on is recorded.
+
+    Keeps the last checkpoints, the best, and those in `kept`.
+    """
+    run = recorder.settled()
     trainer.team.order("save")
     state = checkpoint.gather(trainer.policy, trainer.optimizer)
     checkpoint.save(run, trainer.policy, state, vars(trainer.progress))

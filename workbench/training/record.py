@@ -1,6 +1,10 @@
 """What a training step leaves behind: its metrics, its questions, a sample of its rollouts."""
 
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -14,6 +18,52 @@ from workbench.training.tally import Tally
 from workbench.training.trainer import Trainer
 
 SHOWN_QUESTIONS = 6  # whose sequences are kept as text, at every validation
+
+
+class Recorder:
+    """Writes what a step leaves behind while the next step's rollouts are drawn.
+
+    It need be on disk no sooner than the checkpoint that counts on it, for a run that goes on takes
+    back what is beyond its checkpoint. One thing is written after the other, and none after one
+    that could not be.
+    """
+
+    def __init__(self, run: Run, thread: ThreadPoolExecutor) -> None:
+        self._run, self._thread = run, thread
+        self._writing: Future[None] = Future()
+        self._writing.set_result(None)
+
+    def write(self, write: Callable[..., None], *given: Any) -> None:
+        """Has a function of the run, and of what is given, write something; raises as `settled`."""
+        run = self.settled()
+        self._writing = self._thread.submit(write, run, *given)
+
+    def settled(self) -> Run:
+        """The run, once all is on disk that was to be written.
+
+        Raises:
+            DiskFull: there was no room for it.
+            Fenced: another process has taken the run over since.
+        """
+        self._writing.result()
+        return self._run
+
+
+@contextmanager
+def recording(run: Run) -> Iterator[Recorder]:
+    """A recorder of the run; all is written when the block ends, however it does."""
+    with ThreadPoolExecutor(1, "recorder") as thread:
+        recorder = Recorder(run, thread)
+        try:
+            yield recorder
+        finally:
+            recorder.settled()
+
+
+def append_lines(run: Run, lines: dict[str, Row]) -> None:
+    """Appends a line to each of some records, in their order."""
+    for file, row in lines.items():
+        run.append(file, row)
 
 
 def metrics_row(
