@@ -57,7 +57,7 @@ install-bench: .venv/.installed-bench
 bench: install-bench
 	$(BIN)/python benchmarks/step.py --steps 2 --workloads full-length realistic
 	$(BIN)/python benchmarks/rollout.py --steps 3
-	$(BIN)/python benchmarks/gradient_stats.py --steps 3
+	$(BIN)/python benchmarks/gradient_stats.py --steps 7
 	$(BIN)/python benchmarks/study.py --cells 2 --steps 6
 
 check: install

@@ -25,6 +25,7 @@ import logging
 import os
 import statistics
 import tempfile
+import time
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ from workbench import Data, Optimizer, Recipe, Resources, Sampling, Validation, 
 from workbench.problems import Verdict, loaders
 from workbench.problems.verifier import ExactMatch, Verifier
 from workbench.provenance import cores
+from workbench.records import Row, Run, run_of
+from workbench.schema import File
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 NAMES = ("workbench", "TRL")
@@ -162,7 +165,6 @@ def profile(sides: list[Side]) -> None:
 
 def workbench(turns: Turns, setting: Setting) -> None:
     """The workbench's process: its own training loop, records and live statistics and all."""
-    from workbench.records import run_of
     from workbench.training.loop import train
     from workbench.training.opening import open_checkpoint
 
@@ -199,7 +201,7 @@ def workbench(turns: Turns, setting: Setting) -> None:
             nonlocal reported
             if trainer.progress.step > reported:
                 reported = trainer.progress.step
-                row = run.rows()[-1]
+                row = recorded(run, reported)
                 parts = {part: row[f"time/{part}"] for part in PARTS}
                 turns.done(round(row["length/all"] * setting.questions * GROUP), parts)
                 turns.wait()
@@ -207,6 +209,13 @@ def workbench(turns: Turns, setting: Setting) -> None:
 
         turns.wait()
         train(trainer, run, stopping=take_turns)
+
+
+def recorded(run: Run, step: int) -> Row:
+    """The line of a step, once it is written: here, for nothing of it to be left to TRL's turn."""
+    while (run.path / File.METRICS).read_bytes().count(b"\n") <= step:
+        time.sleep(1e-4)
+    return run.rows()[step]
 
 
 def trl(turns: Turns, setting: Setting) -> None:

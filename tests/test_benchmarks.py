@@ -1,4 +1,4 @@
-"""The script for GPUs goes every way that a processor has, and fails where it says that it does."""
+"""Benchmarks run, with as little as they take; the one for GPUs fails where it says it does."""
 
 import subprocess
 import sys
@@ -29,6 +29,42 @@ def test_the_script_for_gpus_runs_on_a_processor() -> None:
     assert sum("gradient: " in line and "grad/variance" in line for line in lines) >= 3
     compared = "left out: TRL" if find_spec("trl") is None else "  TRL takes "
     assert any(line.startswith(compared) for line in lines)
+
+
+# What `make bench` runs, but for TRL's side of a step, and what else takes seconds; a line of each.
+LEAST = {
+    "rollout.py --steps 1": "realistic rollouts: ",
+    "gradient_stats.py --steps 1 --draws 2": "luffy grad/variance of one step: deviation ",
+    "study.py --cells 1 --steps 1": "tracking: ",
+    "grading.py --rounds 1": "| 1 | while others are drawn | ",
+}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("command", LEAST)
+def test_a_benchmark_prints_what_it_measures(command: str) -> None:
+    script, *options = command.split()
+    whole = [sys.executable, str(FOLDER / script), *options]
+    done = subprocess.run(whole, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert any(line.startswith(LEAST[command]) for line in done.stdout.splitlines()), done.stdout
+
+
+def test_a_step_of_the_workbench_is_timed_with_its_parts(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    import sides
+    import step
+
+    work = step.WORKLOADS["realistic"]
+    setting = step.Setting(sides.model_in(tmp_path, work.ends), work, "float32", questions=2)
+    side = sides.Side(step.workbench, setting)
+    for _ in range(3):
+        taken = side.take()
+        assert 0 < taken.tokens <= 2 * sides.GROUP * work.tokens
+        assert set(taken.parts) == set(step.PARTS)
+        assert 0 < sum(taken.parts.values()) < taken.seconds
+    side.end()
+    assert side.process.exitcode == 0
 
 
 @pytest.mark.parametrize(("found", "odd"), [

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from workbench.training.layout import Layout
 from workbench.training.sums import VOCABULARY, sums
 
-# An update measures one in so many of the norms and of the layers wider than the model, the MLP's,
-# which stand for all: 2% and 17% of the square, and most of the work.
+# An update measures one in so many of the norms, of the biases, and of the layers wider than the
+# model, the MLP's, which stands for them: 2%, under 1% and 17% of the square, and most of the work.
 DRAWN = 8
 
 
@@ -57,7 +57,14 @@ class Tokens:
 
 
 class _Parts:
-    """The parts of one parameter, [part, row, column]: of a matrix a row a sum, of a vector one."""
+    """The parts of one parameter, [part, row, column]: of a matrix a row a sum, of a vector one.
+
+    Attributes:
+        scale: of what is added: the square root of how many parameters it stands for; 0 where
+            another stands for it.
+    """
+
+    scale = 1.0
 
     def __init__(self, columns: int, inputs: int, sums: int | None) -> None:
         self.rows, self.columns = min(inputs, sums or inputs), columns
@@ -83,16 +90,10 @@ class _Parts:
 
 @dataclass
 class _Layer(ABC):
-    """How the parts of a layer's parameters are found.
-
-    Attributes:
-        weight, bias: the parts.
-        scale: of what is added; the square root of how many layers it stands for.
-    """
+    """How the parts of a layer's parameters, `weight` and `bias`, are found."""
 
     weight: _Parts
     bias: _Parts | None
-    scale: float = 1.0
 
     def keep(self, given: Tensor) -> Tensor:
         """What of the input is kept until the gradient of the output is there: all, unless less."""
@@ -102,11 +103,17 @@ class _Layer(ABC):
     def add(self, kept: Tensor, gradient: Tensor, tokens: Tokens) -> None:
         """Adds what a call adds to the weight's parts."""
 
+    @property
+    def measured(self) -> bool:
+        """Whether anything of it is, in this update."""
+        return bool(self.weight.scale or (self.bias and self.bias.scale))
+
     def add_all(self, kept: Tensor, gradient: Tensor, tokens: Tokens) -> None:
-        """Adds what a call adds to all parts."""
-        self.add(kept, gradient, tokens)
-        if self.bias is not None:
-            scale = gradient.new_full((*gradient.shape[:-1], 1), self.scale)
+        """Adds what a call adds to the parts that are measured."""
+        if self.weight.scale:
+            self.add(kept, gradient, tokens)
+        if self.bias and self.bias.scale:
+            scale = gradient.new_full((*gradient.shape[:-1], 1), self.bias.scale)
             self.bias.add(scale, gradient, tokens)
 
 
@@ -116,12 +123,14 @@ class _Linear(_Layer):
     recent: list[tuple[Tensor, Tensor, _Parts]] = field(default_factory=list)
 
     def keep(self, given: Tensor) -> Tensor:
+        if not self.weight.scale:
+            return given.new_empty(0)
         if self.recent and self.recent[0][0] is given:
             self.weight.signs = self.recent[0][2].signs
         else:
             self.recent[:] = [(given, self.weight.summed(given), self.weight)]
         sums = self.recent[0][1]
-        return sums if self.scale == 1 else self.scale * sums
+        return sums if self.weight.scale == 1 else self.weight.scale * sums
 
     def add(self, kept: Tensor, gradient: Tensor, tokens: Tokens) -> None:
         self.weight.add(kept, gradient, tokens)
@@ -155,7 +164,7 @@ class _Norm(_Layer):
             given = given - given.mean(dim=-1, keepdim=True)
         length = torch.linalg.vector_norm(given, dim=-1, keepdim=True)
         inverse = (length.square() / given.shape[-1] + self.epsilon).rsqrt()
-        self.weight.add(self.scale * inverse, gradient.float() * given, tokens)
+        self.weight.add(self.weight.scale * inverse, gradient.float() * given, tokens)
 
 
 class Parting:
@@ -174,7 +183,7 @@ class Parting:
         self._device = next(model.parameters()).device
         self._sums = sums
         self._places: dict[int, _Parts] = {}  # by parameter, which two layers may share
-        self._light: list[_Layer] = []
+        self._light: dict[str, list[_Parts]] = {"norm": [], "bias": [], "wide": []}
         self._recent: list[tuple[Tensor, Tensor, _Parts]] = []
         self._tokens: tuple[Tokens, Tokens] | None = None
         self._head = model.get_output_embeddings()
@@ -191,12 +200,11 @@ class Parting:
             self.parts.zero_()  # another beside it would take as much again
         else:
             self.parts = torch.zeros(parts, sum(sizes), device=self._device)
-        if self._sums is not None:
-            count = len(self._light)
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-            drawn = -(-count // DRAWN)
-            for place, layer in enumerate(order.tolist()):
-                self._light[layer].scale = (count / drawn) ** 0.5 if place < drawn else 0.0
+        chance = torch.Generator().manual_seed(seed)
+        for light in self._light.values() if self._sums is not None else ():
+            count, drawn = len(light), -(-len(light) // DRAWN)
+            for place, which in enumerate(torch.randperm(count, generator=chance).tolist()):
+                light[which].scale = (count / drawn) ** 0.5 if place < drawn else 0.0
         generator = torch.Generator(self._device).manual_seed(seed)
         for place, added in zip(places, self.parts.split(sizes, dim=1), strict=True):
             place.added = added.unflatten(1, (place.rows, place.columns))
@@ -221,7 +229,7 @@ class Parting:
     def _tap(
         self, layer: _Layer, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor
     ) -> None:
-        if self._tokens is None or not output.requires_grad or layer.scale == 0:
+        if self._tokens is None or not output.requires_grad or not layer.measured:
             return
         if "forward" in vars(module):
             return  # an output layer that is left out
@@ -252,8 +260,10 @@ class Parting:
                 epsilon = module.eps if hasattr(module, "eps") else module.variance_epsilon
                 layer = _Norm(*both, centred=centred, epsilon=epsilon)
         wide = kind == "linear" and max(module.in_features, module.out_features) > self._width
-        if not vocabulary and (kind == "norm" or wide):
-            self._light.append(layer)
+        if not vocabulary:
+            self._light["norm"] += [layer.weight] if kind == "norm" else []
+            self._light["bias"] += [layer.bias] if layer.bias is not None else []
+            self._light["wide"] += [layer.weight] if wide else []
         return layer
 
     def _place(self, parameter: Tensor, sums: int | None) -> _Parts:
