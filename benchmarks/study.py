@@ -5,12 +5,12 @@
 The cells are HPT on the embedded model. Runnable threads are counted at every look at the
 processes: more of them than cores would mean that cells get in each other's way. The start of a
 cell is taken apart in a process of its own, as a worker goes through it; MLflow is no part of it,
-for the runner alone talks to that.
+for the runner alone talks to that: while cells train, as in any study.
 
-What tracking takes of a step is both: seconds by the clock to append a step's lines to its records,
-and processor seconds to show it in MLflow, in which a run's parameters and tables have their share.
-The lines are appended by a thread while the next step is drawn (here it sleeps instead); what the
-thread that trains waits all the same is printed beside them.
+What tracking takes of a step are seconds by the clock to append a step's lines to its records, and
+processor seconds of the runner's thread to show it in MLflow; what a run takes once (parameters,
+tables, its end) is printed beside them. The lines are appended by a thread while the next step is
+drawn; what the thread that trains waits all the same is measured with a sleep for the drawing.
 """
 
 import argparse
@@ -27,11 +27,12 @@ from statistics import mean
 
 from workbench import Data, Recipe, Resources, Study, Validation, upge
 from workbench.launch import Launcher
-from workbench.plan import Job, jobs
+from workbench.plan import Job, Status, jobs
 from workbench.provenance import cores
 from workbench.records import Row, Run
 from workbench.schema import File
-from workbench.tracking import Mirror
+from workbench.tracking import Mirror, ensure_store, experiments, store_uri
+from workbench.tracking.mirror import Shown
 
 
 def main() -> None:
@@ -44,6 +45,8 @@ def main() -> None:
     print(f"load before: {os.getloadavg()[0]:.1f}; {cores()} cores")
     print(f"the start of a cell: {start_of_a_cell()}", flush=True)
     everything, first = os.sched_getaffinity(0), {min(os.sched_getaffinity(0))}
+    with tempfile.TemporaryDirectory() as folder:  # imports mlflow, before any clock
+        experiments(made_store(Path(folder)), [])
     alone = _measured("1 worker on one core", study, first, threads=1)
     several = _measured("a worker a core", study, everything, threads=1)
     _measured("1 worker on all cores", study, everything, threads=len(everything))
@@ -100,39 +103,68 @@ def _measured(name: str, study: Study, allowed: set[int], threads: int) -> float
     os.sched_setaffinity(0, allowed)
     resources = Resources(device="cpu", threads=threads)
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+        root = Path(folder) / "mlruns"
+        made_store(root)
         cells = jobs(study, root)
-        launcher = Launcher(cells, resources, root, poll=0.1)
+        launcher, mirror = Launcher(cells, resources, root, poll=0.1), Watched(study, root, cells)
+        mirror.start()
         began, before, runnable = time.perf_counter(), _processor(), []
         for event in launcher.run():
             if event is None:
                 with suppress(OSError):  # a process that ended meanwhile
                     runnable.append(sum(_runnable(os.getpid())))
         seconds = time.perf_counter() - began
+        behind = mirror.close()
         assert not launcher.failed, [job.run.failure for job in launcher.failed]
+        assert not behind, behind
         print(f"{name}: {3600 * len(cells) / seconds:.0f} cells an hour, {seconds:.1f} s, ", end="")
         print(f"{_processor() - before:.1f} s of processor time, ", end="")
         print(f"runnable threads {mean(runnable):.1f} on average", flush=True)
         if threads == 1 and len(allowed) > 1:
-            print(_tracking(study, root, cells), flush=True)
+            print(_tracking(cells, mirror), flush=True)
     return seconds
 
 
-def _tracking(study: Study, root: Path, cells: list[Job]) -> str:
+def made_store(root: Path) -> str:
+    """The address of a new store for MLflow beside a tracking folder."""
+    ensure_store(uri := store_uri(root), root)
+    return uri
+
+
+class Watched(Mirror):
+    """A mirror that adds up processor seconds of what it shows: of steps, and of a run once."""
+
+    of_steps = of_runs = 0.0
+
+    def _push(self, job: Job) -> None:
+        began, before = time.thread_time(), self.of_runs
+        super()._push(job)
+        self.of_steps += time.thread_time() - began - (self.of_runs - before)
+
+    def _show(self, job: Job) -> Shown:
+        began, known = time.thread_time(), len(self._shown)
+        shown = super()._show(job)
+        if len(self._shown) > known:
+            self.of_runs += time.thread_time() - began
+        return shown
+
+    def _settle(self, job: Job, shown: Shown, now: Status, *, changed: bool) -> None:
+        began = time.thread_time()
+        super()._settle(job, shown, now, changed=changed)
+        self.of_runs += time.thread_time() - began
+
+
+def _tracking(cells: list[Job], mirror: Watched) -> str:
     """What the records of some cells took of their steps, and MLflow, as text."""
-    rows = [row for job in cells for row in job.run.rows()]
-    step = mean(row["time/step"] for row in rows if "time/step" in row)
-    Mirror(study, root, cells).close()  # the first one imports mlflow and makes a store
+    steps = [row["time/step"] for job in cells for row in job.run.rows() if "time/step" in row]
     with tempfile.TemporaryDirectory() as folder:
         appended, waited = _recorded(cells, Path(folder))
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.process_time()
-        Mirror(study, Path(folder), cells).close()
-        shown = (time.process_time() - began) / len(rows)
+    shown = mirror.of_steps / len(steps)
     return (
         f"tracking: {1000 * appended:.2f} ms for its lines, of which training waits "
-        f"{1000 * waited:.2f} ms, and {1000 * shown:.1f} ms for MLflow a step of {step:.2f} s, "
-        f"{(appended + shown) / step:.1%}"
+        f"{1000 * waited:.2f} ms, and {1000 * shown:.1f} ms for MLflow a step of "
+        f"{mean(steps):.2f} s, {(appended + shown) / mean(steps):.1%}; "
+        f"{1000 * mirror.of_runs / len(cells):.0f} ms for MLflow once a run"
     )
 
 

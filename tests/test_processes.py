@@ -1,5 +1,6 @@
 """A process that works for another one ends with it; one that computes keeps its memory."""
 
+import gc
 import multiprocessing
 import os
 import re
@@ -8,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from system import wait_for_end
 
-from workbench.processes import serving
+from workbench.processes import importing, serving
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -58,6 +60,31 @@ def test_a_process_that_crashes_says_where(capfd):
     ours.close()
     assert process.exitcode == -signal.SIGSEGV
     assert re.search("Segmentation fault.* in crash", capfd.readouterr().err, re.DOTALL)
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["as ever", "nothing is collected"])
+@pytest.mark.parametrize("end", ["", "raise LookupError"], ids=["whole", "broken"])
+def test_what_is_imported_is_in_no_look_for_garbage(
+    enabled: bool, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "imported.py").write_text(f"many = [[] for _ in range(5_000)]\n{end}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "imported", raising=False)
+    looks, before = [], gc.isenabled()
+    gc.callbacks.append(lambda *look: looks.append(look))
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with suppress(LookupError), importing():
+            import imported  # pyright: ignore[reportMissingImports]
+
+            assert imported.many
+        assert gc.isenabled() == enabled
+        assert looks == []
+        assert gc.get_freeze_count() >= 5_000
+    finally:
+        gc.callbacks.pop()
+        gc.unfreeze()
+        (gc.enable if before else gc.disable)()
 
 
 FAULTS = """

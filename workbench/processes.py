@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import gc
 import multiprocessing
 import os
 import signal
@@ -41,6 +42,23 @@ def settle_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         library.mallopt(M_TOP_PAD, 2**26)
         library.mallopt(M_ARENA_MAX, 1)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Modules that are imported inside are in no look for garbage, then or later.
+
+    They stay. But as they come Python looks through all that it has, again and again, a quarter of
+    what torch and transformers take to import; and each later look at all would be as long.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
 
 
 def how_it_ended(code: int) -> str:

@@ -27,7 +27,7 @@ from typing import Any
 from workbench import models, provenance
 from workbench.durable import DiskFull, Fenced, move, remove, remove_tree, sweep
 from workbench.problems import isolation
-from workbench.processes import Killed, end_with_parent
+from workbench.processes import Killed, end_with_parent, importing
 from workbench.recipe import Measurement, Probe
 from workbench.records import Corrupt, Held, Interrupted, Run
 from workbench.resources import Resources
@@ -173,15 +173,17 @@ def _complete(
 
 
 def load_torch(threads: int) -> None:
-    """Brings torch, with so many threads, and transformers, without scikit-learn.
+    """Brings torch, with so many threads, and what trains by it, without scikit-learn.
 
     Where that is installed, as it is with MLflow, transformers imports it, for speculative decoding
     alone: a quarter of what a cell takes to start.
     """
-    import torch
-    import transformers.utils
+    with importing():
+        import torch
+        import transformers.utils
 
-    transformers.utils.is_sklearn_available = lambda: False
+        transformers.utils.is_sklearn_available = lambda: False
+        from workbench.training import loop, opening  # noqa: F401  transformers brings much more
     torch.set_num_threads(threads)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from workbench.processes import serving
+from workbench.processes import importing, serving
 from workbench.recipe import GREEDY_BELOW, LEAST_TEMPERATURE
 from workbench.rollout.engine import Decoding, Request, Response
 
@@ -94,7 +94,8 @@ class Served:
 
     def __init__(self, setup: Setup, rank: int, port: int) -> None:
         os.environ.update(ENVIRONMENT, **_place(setup, rank, port))
-        from vllm import LLM  # pyright: ignore[reportMissingImports]
+        with importing():
+            from vllm import LLM  # pyright: ignore[reportMissingImports]
 
         _register()
         self.setup, self.rank, self.asleep = setup, rank, False

@@ -78,7 +78,7 @@ class Mirror:
     root: Path
     jobs: Sequence[Job]
     uri: str = ""
-    interval: float = 2.0
+    interval: float = 5.0
     patience: float = 30.0
     problems: dict[str, str] = field(default_factory=dict, init=False)
     complete: set[Path] = field(default_factory=set, init=False)

@@ -6,10 +6,12 @@ import logging
 import os
 import sqlite3
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from workbench.durable import fault, make_folder, move, remove
+from workbench.processes import importing
 
 # Our processes report nothing to anyone unless asked to, and an unreachable server is given up
 # after seconds, not minutes: the mirror tries again later anyway. A server's eight processes for
@@ -126,12 +128,15 @@ def forget_connections(uri: str) -> None:
         engine.dispose()
 
 
+@cache
 def prepare_mlflow() -> None:
-    """Keeps MLflow's notices of its set-up off the terminal, and its patience in seconds.
+    """Brings MLflow; keeps its notices of its set-up off the terminal, and its patience in seconds.
 
     A database that does not open is tried ten times with a doubling pause: for minutes.
     """
-    from mlflow.store.db import utils
+    with importing():
+        from mlflow import MlflowClient  # noqa: F401  which callers import next
+        from mlflow.store.db import utils
 
     utils.MAX_RETRY_COUNT = 3
     for name in ("mlflow", "alembic"):
