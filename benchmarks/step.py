@@ -212,8 +212,15 @@ def workbench(turns: Turns, setting: Setting) -> None:
 
 
 def recorded(run: Run, step: int) -> Row:
-    """The line of a step, once it is written: here, for nothing of it to be left to TRL's turn."""
+    """The line of a step, once it is written: here, for nothing of it to be left to TRL's turn.
+
+    Raises:
+        TimeoutError: it is not there after a minute.
+    """
+    deadline = time.monotonic() + 60
     while (run.path / File.METRICS).read_bytes().count(b"\n") <= step:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the line of step {step} is not written")
         time.sleep(1e-4)
     return run.rows()[step]
 

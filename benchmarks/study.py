@@ -48,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:  # imports mlflow, before any clock
         experiments(made_store(Path(folder)), [])
     alone = _measured("1 worker on one core", study, first, threads=1)
-    several = _measured("a worker a core", study, everything, threads=1)
+    several = _measured("a worker a core", study, everything, threads=1, tracking=True)
     _measured("1 worker on all cores", study, everything, threads=len(everything))
     print(f"speed-up of a worker a core on {len(everything)} cores: {alone / several:.2f}")
 
@@ -78,7 +78,7 @@ def start_of_a_cell() -> str:
 
 def _start(told: Connection, began: float) -> None:
     """Goes through what a worker does before its first step, in its order."""
-    parts, last = {"interpreter, torch and declarations": time.time() - began}, time.time()
+    parts, last = {"interpreter and declarations": time.time() - began}, time.time()
 
     def passed(name: str) -> None:
         nonlocal last
@@ -87,9 +87,9 @@ def _start(told: Connection, began: float) -> None:
     from workbench.worker import load_torch
 
     load_torch(1)
-    from workbench.training import loop, opening  # noqa: F401  what is timed is that they load
+    passed("torch, transformers and the trainer")
+    from workbench.training import opening
 
-    passed("transformers and the trainer")
     with tempfile.TemporaryDirectory() as folder:
         (job,) = jobs(study_of(1, 1), Path(folder))
         job.run.create(job.recipe, job.seed)
@@ -98,7 +98,9 @@ def _start(told: Connection, began: float) -> None:
     told.send((parts, time.process_time()))
 
 
-def _measured(name: str, study: Study, allowed: set[int], threads: int) -> float:
+def _measured(
+    name: str, study: Study, allowed: set[int], threads: int, tracking: bool = False
+) -> float:
     """Wall seconds of the study on those cores."""
     os.sched_setaffinity(0, allowed)
     resources = Resources(device="cpu", threads=threads)
@@ -120,7 +122,7 @@ def _measured(name: str, study: Study, allowed: set[int], threads: int) -> float
         print(f"{name}: {3600 * len(cells) / seconds:.0f} cells an hour, {seconds:.1f} s, ", end="")
         print(f"{_processor() - before:.1f} s of processor time, ", end="")
         print(f"runnable threads {mean(runnable):.1f} on average", flush=True)
-        if threads == 1 and len(allowed) > 1:
+        if tracking:
             print(_tracking(cells, mirror), flush=True)
     return seconds
 

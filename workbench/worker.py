@@ -7,6 +7,7 @@ or taken over by another process, 130 interrupted with its checkpoint saved.
 import argparse
 import contextlib
 import faulthandler
+import functools
 import gc
 import json
 import logging
@@ -172,6 +173,7 @@ def _complete(
     run.forget_failure()
 
 
+@functools.cache
 def load_torch(threads: int) -> None:
     """Brings torch, with so many threads, and what trains by it, without scikit-learn.
 

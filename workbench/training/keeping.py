@@ -26,7 +26,7 @@ def kept_steps(trainer: Trainer, keep: Collection[int]) -> set[int]:
 
 
 def is_due(trainer: Trainer, recorder: Recorder, kept: Collection[int]) -> bool:
-    """Whether the step just recorded is to be saved: asked for, in its turn, or the best so far."""
+    """Whether the step just taken is to be saved: asked for, in its turn, or the best so far."""
     step = trainer.progress.step
     if step in kept or step % trainer.resources.checkpoint_every == 0:
         return True

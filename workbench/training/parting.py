@@ -106,13 +106,13 @@ class _Layer(ABC):
     @property
     def measured(self) -> bool:
         """Whether anything of it is, in this update."""
-        return bool(self.weight.scale or (self.bias and self.bias.scale))
+        return any(parts is not None and parts.scale for parts in (self.weight, self.bias))
 
     def add_all(self, kept: Tensor, gradient: Tensor, tokens: Tokens) -> None:
         """Adds what a call adds to the parts that are measured."""
         if self.weight.scale:
             self.add(kept, gradient, tokens)
-        if self.bias and self.bias.scale:
+        if self.bias is not None and self.bias.scale:
             scale = gradient.new_full((*gradient.shape[:-1], 1), self.bias.scale)
             self.bias.add(scale, gradient, tokens)
 
@@ -247,8 +247,13 @@ class Parting:
         sums = self._sums
         if vocabulary and sums is not None:
             sums *= VOCABULARY
+        wide = kind == "linear" and max(module.in_features, module.out_features) > self._width
+        light = None if vocabulary else "norm" if kind == "norm" else "wide" if wide else None
         given = getattr(module, "bias", None)
-        both = self._place(module.weight, sums), None if given is None else self._place(given, sums)
+        both = (
+            self._place(module.weight, sums, light),
+            None if given is None else self._place(given, sums, None if vocabulary else "bias"),
+        )
         layer: _Layer
         match kind:
             case "linear":
@@ -259,17 +264,14 @@ class Parting:
                 centred = not type(module).__name__.endswith("RMSNorm")
                 epsilon = module.eps if hasattr(module, "eps") else module.variance_epsilon
                 layer = _Norm(*both, centred=centred, epsilon=epsilon)
-        wide = kind == "linear" and max(module.in_features, module.out_features) > self._width
-        if not vocabulary:
-            self._light["norm"] += [layer.weight] if kind == "norm" else []
-            self._light["bias"] += [layer.bias] if layer.bias is not None else []
-            self._light["wide"] += [layer.weight] if wide else []
         return layer
 
-    def _place(self, parameter: Tensor, sums: int | None) -> _Parts:
+    def _place(self, parameter: Tensor, sums: int | None, light: str | None) -> _Parts:
         if id(parameter) not in self._places:
             inputs = parameter.shape[1] if parameter.ndim > 1 else 1
-            self._places[id(parameter)] = _Parts(parameter.shape[0], inputs, sums)
+            self._places[id(parameter)] = place = _Parts(parameter.shape[0], inputs, sums)
+            if light is not None:
+                self._light[light].append(place)
         return self._places[id(parameter)]
 
 

@@ -25,7 +25,7 @@ class Recorder:
 
     It need be on disk no sooner than the checkpoint that counts on it, for a run that goes on takes
     back what is beyond its checkpoint. One thing is written after the other, and none after one
-    that could not be.
+    that could not be; that is told when the next is to be written or waited for.
     """
 
     def __init__(self, run: Run, thread: ThreadPoolExecutor) -> None:
@@ -44,6 +44,7 @@ class Recorder:
         Raises:
             DiskFull: there was no room for it.
             Fenced: another process has taken the run over since.
+            Exception: whatever else a function raised that was to write.
         """
         self._writing.result()
         return self._run
@@ -51,7 +52,11 @@ class Recorder:
 
 @contextmanager
 def recording(run: Run) -> Iterator[Recorder]:
-    """A recorder of the run; all is written when the block ends, however it does."""
+    """A recorder of the run; nothing is left to be written when the block ends, however it does.
+
+    What could not be written is raised also where something else ended the block: it is why the
+    run's directory is not what that made it.
+    """
     with ThreadPoolExecutor(1, "recorder") as thread:
         recorder = Recorder(run, thread)
         try:
