@@ -48,15 +48,18 @@ print([name for name in {HEAVY!r} if name in sys.modules])
 
 
 def test_a_worker_starts_without_what_nothing_uses() -> None:
+    """And asked for again, as for each probe of a process, it keeps no garbage for ever."""
     code = """
-import importlib.util, sys
+import gc, importlib.util, sys
 from workbench.worker import load_torch
 load_torch(1)
-import workbench.training.loop
+kept, more = gc.get_freeze_count(), [[] for _ in range(999)]
+load_torch(1)
 print(importlib.util.find_spec("sklearn") is not None, "sklearn" in sys.modules)
+print(kept > 100_000, gc.get_freeze_count() - kept)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["True", "False"], done.stderr
+    assert done.stdout.split() == ["True", "False", "True", "0"], done.stderr
 
 
 def _custom(kind: str, value: str, module: str = "json") -> str:
