@@ -4,9 +4,8 @@
 
 `workbench run studies/quickstart.py` in an empty folder, by the clock; what each cell took of it is
 read from its records: seconds of the parts of its steps, and by when its files were written those
-of the suites that it was measured on and the rest (start, loading, grading,
-checkpoints). Cells run side by
-side, so that they add up to more than the command; what follows the last one is drawing.
+of the suites that it was measured on and the rest (start, loading, grading, checkpoints). Cells run
+side by side, so that they add up to more than the command; what follows the last one is drawing.
 """
 
 import subprocess
